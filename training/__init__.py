@@ -1,0 +1,1 @@
+"""Offline training: skills, meta-policy, fine-tuning, evaluation and export."""

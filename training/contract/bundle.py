@@ -1,0 +1,164 @@
+"""A bundle: one self-describing directory with everything that serving and fine-tuning need. No pickle.
+
+``manifest.json`` names the format version, the model's spec, each file's SHA-256, golden input and output vectors of each graph, what
+fine-tuning starts from, and where the bundle came from.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from training.contract.errors import BundleCorrupt, BundleFileMissing, BundleTooNew
+from training.contract.spec import (
+    FORMAT_VERSION,
+    LEARNER_WEIGHTS,
+    MANIFEST,
+    META_POLICY,
+    MODEL_CARD,
+    SKILL_DECODER,
+    TASK_ENCODER,
+    Frozen,
+    ModelSpec,
+)
+
+REQUIRED_FILES = (SKILL_DECODER, META_POLICY, TASK_ENCODER, LEARNER_WEIGHTS, MODEL_CARD)
+MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_FILE_BYTES = 512 * 2**20
+
+
+class FileEntry(Frozen):
+    """Size and digest of one file of the bundle."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0, le=MAX_FILE_BYTES)
+
+
+class GoldenVectors(Frozen):
+    """What one graph must answer to one input: arrays as nested lists, by input and output name."""
+
+    inputs: dict[str, list[Any]]
+    outputs: dict[str, list[Any]]
+    tolerance: float = Field(default=1e-4, gt=0, description="largest absolute difference that passes")
+
+
+class Provenance(Frozen):
+    """Where a bundle came from."""
+
+    created_at: str
+    config: dict[str, Any]
+    config_sha256: str
+    seed: int
+    commit: str
+    command: str
+    metrics: dict[str, float]
+
+
+class Manifest(Frozen):
+    """The content of ``manifest.json``."""
+
+    format_version: int
+    name: str = Field(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")
+    spec: ModelSpec
+    files: dict[str, FileEntry]
+    golden: dict[str, GoldenVectors]
+    networks: dict[str, Any] = Field(description="sizes from which the learner rebuilds its networks")
+    finetuning: dict[str, Any] = Field(description="configuration of fine-tuning, as training.config.FinetuningConfig")
+    provenance: Provenance
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 over all files: the bundle's version."""
+        lines = "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Bundle":
+        """Read and check a bundle: format version, every file there, every size and SHA-256 as the manifest says.
+
+        Raises BundleFileMissing, BundleCorrupt or BundleTooNew, each saying which file, what was expected and what came.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        for name in sorted({*REQUIRED_FILES, *manifest.files}):
+            _check_file(path, name, manifest.files.get(name))
+        return cls(path, manifest)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the bundle's files, checked again. Raises KeyError for a name that the manifest does not list."""
+        entry = self.manifest.files[name]
+        return _check_file(self.path, name, entry)
+
+
+def write_bundle(path: Path | str, files: Mapping[str, bytes], **manifest_fields: Any) -> Bundle:
+    """Write a bundle as a whole: into a temporary directory beside ``path``, checked there, then renamed over it.
+
+    ``manifest_fields`` are Manifest's fields without ``format_version`` and ``files``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = {name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in files.items()}
+    manifest = Manifest(format_version=FORMAT_VERSION, files=entries, **manifest_fields)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir(mode=0o755)
+        for name, data in files.items():
+            (new / name).write_bytes(data)
+        (new / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+        Bundle.load(new)
+        if path.exists():
+            os.rename(path, old)
+        shutil.move(new, path)
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise BundleFileMissing(f"expected a bundle directory at {path}, found none; train one with 'python -m training' or name another")
+    if not file.is_file():
+        raise BundleFileMissing(f"expected {MANIFEST} in {path}, found none; it is not a bundle, or was copied in part")
+    if (size := file.stat().st_size) > MAX_MANIFEST_BYTES:
+        raise BundleCorrupt(f"{file} has {size} bytes, more than the {MAX_MANIFEST_BYTES} that a manifest may have")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version = content["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleCorrupt(f"{file} is no JSON object with a format_version: {error}") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise BundleTooNew(f"{path} has format version {version!r}; this program reads up to {FORMAT_VERSION}: update it, or export again")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise BundleCorrupt(f"{file} does not fit the bundle format: {error}") from error
+
+
+def _check_file(path: Path, name: str, entry: FileEntry | None) -> bytes:
+    if entry is None:
+        raise BundleFileMissing(f"the manifest in {path} does not list {name}, which a bundle of format {FORMAT_VERSION} needs")
+    file = path / name
+    if Path(name).name != name or file.is_symlink():
+        raise BundleCorrupt(f"{name!r} in {path} leads outside the bundle; a bundle holds plain files only")
+    if not file.is_file():
+        raise BundleFileMissing(f"expected {name} in {path}, found none; copy the bundle again")
+    if (size := file.stat().st_size) != entry.bytes:
+        raise BundleCorrupt(f"{file}: expected {entry.bytes} bytes, found {size}; copy the bundle again")
+    data = file.read_bytes()
+    if (digest := hashlib.sha256(data).hexdigest()) != entry.sha256:
+        raise BundleCorrupt(f"{file}: expected SHA-256 {entry.sha256}, found {digest}; it was altered or damaged: copy the bundle again")
+    return data

@@ -1,0 +1,33 @@
+"""Errors of the contract.
+
+SkilletError
+├── BundleError              a bundle cannot be used
+│   ├── BundleFileMissing    a file named by the format is not there
+│   ├── BundleCorrupt        a file differs from what the manifest says, or cannot be read
+│   └── BundleTooNew         written by a newer format version
+└── ConfigError              a configuration names something unknown or out of range
+"""
+
+
+class SkilletError(Exception):
+    """Base class of this project's own errors."""
+
+
+class BundleError(SkilletError):
+    """A bundle cannot be used."""
+
+
+class BundleFileMissing(BundleError):
+    """A file that the format or the manifest names is not there."""
+
+
+class BundleCorrupt(BundleError):
+    """A file's content differs from what the manifest says, or it cannot be read."""
+
+
+class BundleTooNew(BundleError):
+    """The bundle was written by a newer format version than this program reads."""
+
+
+class ConfigError(SkilletError):
+    """A configuration names something unknown or holds a value out of range."""

@@ -1,0 +1,63 @@
+"""Which task embedding an episode acts with: the same rule offline and in the service (SiMPL, section 4.3).
+
+A session explores for ``K`` conditioning episodes. Each draws its own embedding from the task prior N(0, I). If none of them brought any
+reward there is nothing to infer a task from, so it goes on exploring, every second episode with the plain skill prior (which reaches
+places that no training task asks for), until the first reward comes. From then on it acts with the posterior's mean.
+All randomness derives from (session seed, episode, step), so a session that is recovered or replayed acts the same.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from training.contract.context import Floats
+
+_EMBEDDING_STREAM = 0x7A5C
+_SKILL_STREAM = 0x5C11
+
+
+class Phase(StrEnum):
+    """Where a session stands."""
+
+    EXPLORING = "exploring"
+    ADAPTED = "adapted"
+    FINETUNING = "finetuning"
+
+
+class Exploration(StrEnum):
+    """How conditioning episodes choose their embeddings."""
+
+    PRIOR = "prior"
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """How one episode acts: with an embedding [E] drawn for it (None: the session's posterior mean), or with the plain skill prior."""
+
+    phase: Phase
+    task_embedding: Floats | None
+    use_skill_prior: bool = False
+
+
+def automatic_phase(episode: int, conditioning_episodes: int, *, rewarded: bool, finetuned: bool) -> Phase:
+    """The phase of episode number ``episode`` (from 0), unless the client forces one."""
+    if episode < conditioning_episodes or (not rewarded and conditioning_episodes > 0):
+        return Phase.EXPLORING
+    return Phase.FINETUNING if finetuned else Phase.ADAPTED
+
+
+def plan_episode(phase: Phase, *, seed: int, episode: int, conditioning_episodes: int, task_embedding_dim: int) -> EpisodePlan:
+    """How episode number ``episode`` acts in ``phase``."""
+    if phase is not Phase.EXPLORING:
+        return EpisodePlan(phase, None)
+    overtime = episode - conditioning_episodes
+    if overtime >= 0 and overtime % 2 == 1:
+        return EpisodePlan(phase, None, use_skill_prior=True)
+    generator = np.random.default_rng([_EMBEDDING_STREAM, seed, episode])
+    return EpisodePlan(phase, generator.standard_normal(task_embedding_dim).astype(np.float32))
+
+
+def skill_noise(seed: int, episode: int, step: int, skill_dim: int) -> Floats:
+    """Standard normal noise [Z] for the skill chosen at ``step`` of ``episode``; the same arguments always give the same numbers."""
+    return np.random.default_rng([_SKILL_STREAM, seed, episode, step]).standard_normal(skill_dim).astype(np.float32)
