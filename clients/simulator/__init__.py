@@ -1,0 +1,9 @@
+"""Simulated robots as Gymnasium environments; importing this package registers them under the ``skillet`` namespace."""
+
+from gymnasium.envs.registration import register
+
+register(
+    id="skillet/PointMaze-v0",
+    entry_point="clients.simulator.envs.maze:PointMazeEnv",
+    max_episode_steps=2000,
+)

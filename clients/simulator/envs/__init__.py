@@ -1,0 +1,1 @@
+"""The simulated environments, one module for each domain."""

@@ -1,0 +1,1 @@
+"""Offline data: scripted behaviour in the training environments, one module for each domain."""

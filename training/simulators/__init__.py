@@ -1,0 +1,1 @@
+"""Vectorised simulators of the training environments, checked against them in the tests."""
