@@ -27,7 +27,7 @@ SPLITS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Maze:
-    """The facts of one maze: rows of ``#`` (wall) and ``O`` (free), the start cell, its noise, the goal radius and the goals of each split."""
+    """The facts of one maze: rows of ``#`` (wall) and ``O`` (free), the start, the goal radius and the goals of each split."""
 
     layout: tuple[str, ...]
     start: Cell

@@ -5,12 +5,12 @@ left the paths: without either, skills learned from these data explore half as f
 """
 
 from collections import deque
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.data import Episode
 from training.simulators.maze import MazeSimulator
 
 NEIGHBOURS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
@@ -35,26 +35,20 @@ class MazeCollectConfig(BaseModel):
     velocity_gain: float = Field(1.0, ge=0, description="s/m")
 
 
-class MazeEpisode(NamedTuple):
-    """One trajectory without rewards."""
-
-    observations: NDArray[np.float32]  # [L + 1, 4]: x, y in m; vx, vy in m/s
-    actions: NDArray[np.float32]  # [L, 2], in [-1, 1]
-
-
-def collect_maze(config: MazeCollectConfig, simulator: MazeSimulator | None = None) -> list[MazeEpisode]:
+def collect_maze(config: MazeCollectConfig, simulator: MazeSimulator | None = None) -> list[Episode]:
     """Make ``config.episodes`` trajectories, all at once in the vectorised simulator.
 
     Returns:
-        Episodes of ``min_steps`` to ``max_steps`` steps; the same configuration always gives the same ones.
+        Episodes of ``min_steps`` to ``max_steps`` steps: observations (x, y, vx, vy) in m and m/s, actions in [-1, 1]. The same
+        configuration always gives the same ones.
     """
     rng = np.random.default_rng(config.seed)
     simulator = simulator or MazeSimulator.from_env()
     planner = GridPlanner(simulator.walls, (int(simulator.start[0]), int(simulator.start[1])))
-    episodes: list[MazeEpisode] = []
+    episodes: list[Episode] = []
     while len(episodes) < config.episodes:
         count = max(8, int(1.1 * (config.episodes - len(episodes))))
-        episodes += [episode for episode in _roll_out(config, simulator, planner, rng, count) if len(episode.actions) >= config.min_steps]
+        episodes += [episode for episode in _roll_out(config, simulator, planner, rng, count) if len(episode) >= config.min_steps]
     return episodes[: config.episodes]
 
 
@@ -132,7 +126,7 @@ class _Follower:
 
 def _roll_out(
     config: MazeCollectConfig, simulator: MazeSimulator, planner: GridPlanner, rng: np.random.Generator, count: int
-) -> list[MazeEpisode]:
+) -> list[Episode]:
     """``count`` trajectories in lock-step; episodes that are over leave the batch."""
     starts, goals = rng.integers(len(planner.cells), size=(2, count))
     states = np.empty((count, 4))
@@ -158,4 +152,4 @@ def _roll_out(
         kicks = rng.normal(0.0, config.kick_speed, (len(kicked), 2))
         states[kicked, 2:] = np.clip(states[kicked, 2:] + kicks, -simulator.physics.max_speed, simulator.physics.max_speed)
         actions[running, step], observations[running, step + 1] = chosen, states
-    return [MazeEpisode(observations[i, : n + 1].copy(), actions[i, :n].copy()) for i, n in enumerate(lengths)]
+    return [Episode(observations[i, : n + 1].copy(), actions[i, :n].copy()) for i, n in enumerate(lengths)]

@@ -74,7 +74,7 @@ class MazeSimulator:
         return following
 
     def step_tasks(self, states: NDArray[np.floating], actions: NDArray[np.floating], goals: NDArray[np.floating]) -> MazeStep:
-        """As ``step``, with the reward (1.0 within the goal radius of ``goals`` [B, 2], else 0.0) and the termination that comes with it."""
+        """As ``step``, with the reward (1.0 within the goal radius of ``goals`` [B, 2], else 0.0) and the termination with it."""
         following = self.step(states, actions)
         reached = self.reached(following, goals)
         return MazeStep(following, reached.astype(np.float32), reached)

@@ -37,7 +37,7 @@ def _find_contacts(x: float, y: float, walls: NDArray[np.uint8], physics: BallPh
     """Write (distance, normal x, normal y) of each wall box within reach to ``contacts`` [MAX_CONTACTS, 3]; return how many."""
     reach = physics.radius + physics.margin
     count = 0
-    row, column = int(round(x)), int(round(y))
+    row, column = int(np.floor(x + 0.5)), int(np.floor(y + 0.5))
     for i in range(max(row - 1, 0), min(row + 2, walls.shape[0])):
         for j in range(max(column - 1, 0), min(column + 2, walls.shape[1])):
             if walls[i, j] == 0:

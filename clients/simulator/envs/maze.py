@@ -1,6 +1,6 @@
 """A force-driven ball in a 20 x 20 maze, simulated by MuJoCo."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import mujoco
@@ -89,7 +89,7 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     ``reset`` takes ``options={"start": (x, y), "velocity": (vx, vy)}``, each optional, each exact (without noise).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 100, "control_period_s": TIMESTEP_S}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 100, "control_period_s": TIMESTEP_S}  # noqa: RUF012
 
     def __init__(self, goal: Cell | None = None, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -135,7 +135,7 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return list(self.maze.free_cells)
 
     def tasks(self, split: str) -> list[Cell]:
-        """The goals of a split: ``train``, ``train_20``, ``train_10``, ``test``, ``narrow_train``, ``narrow_top_test``, ``narrow_bottom_test``."""
+        """The goals of a split, e.g. ``train``, ``train_20`` or ``test``; a wrong name lists them all."""
         return list(self.maze.tasks(split))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
