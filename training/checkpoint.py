@@ -1,0 +1,56 @@
+"""Checkpoints as one safetensors file: modules, Adam states, other tensors, and a JSON note. No pickle; written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    note: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint atomically. ``note`` must be JSON."""
+    flat = {f"tensor/{name}": value for name, value in (tensors or {}).items()}
+    for name, module in modules.items():
+        flat |= {f"module/{name}/{key}": value for key, value in module.state_dict().items()}
+    for name, optimizer in (optimizers or {}).items():
+        for index, entries in optimizer.state_dict()["state"].items():
+            flat |= {f"optimizer/{name}/{index}/{key}": value for key, value in entries.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".partial")
+    # A copy of each: modules share sub-modules (the state features), and safetensors refuses shared memory.
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}, scratch, {"note": json.dumps(dict(note or {}))})
+    os.replace(scratch, path)
+
+
+def load_checkpoint(
+    path: Path, *, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Load into ``modules`` and ``optimizers``; returns the other tensors and the note."""
+    with safe_open(path, "pt") as file:
+        note = json.loads((file.metadata() or {}).get("note", "{}"))
+        flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+    for name, module in modules.items():
+        module.load_state_dict(_below(flat, f"module/{name}/"))
+    for name, optimizer in (optimizers or {}).items():
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in _below(flat, f"optimizer/{name}/").items():
+            index, entry = key.split("/")
+            states.setdefault(int(index), {})[entry] = value
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    return _below(flat, "tensor/"), note
+
+
+def _below(flat: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}

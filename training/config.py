@@ -1,0 +1,205 @@
+"""Configuration of every training stage: frozen models, presets in TOML, ``--set key=value`` on top."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from training.contract.errors import ConfigError
+from training.contract.spec import Frozen
+
+
+class DomainConfig(Frozen):
+    """Which environment is trained in, and which tasks."""
+
+    name: str = Field(description="short name, e.g. 'maze'; also the bundle's")
+    env_id: str = Field(description="Gymnasium id, with the module that registers it before a colon")
+    train_tasks: str = Field(description="split of the environment's tasks for meta-training")
+    test_tasks: str = Field(description="split of unseen tasks for evaluation")
+
+
+class CollectConfig(Frozen):
+    """Offline data."""
+
+    dataset: str = Field(description="Minari dataset id that `collect` writes and `skills` reads")
+    observation_key: str | None = Field(default=None, description="key of a dict observation; None for flat observations")
+    episodes: int = Field(default=3000, gt=0)
+    action_noise: float = Field(default=0.1, ge=0, description="standard deviation of the noise on the controller's actions")
+    kick_probability: float = Field(default=0.01, ge=0, le=1, description="chance per step of a random velocity kick")
+    kick_speed: float = Field(default=5.0, ge=0, description="largest speed of a kick, per axis, units/s")
+
+
+class FeatureConfig(Frozen):
+    """How a state is presented to the networks: scaled, with sines and cosines of chosen entries (a lattice world is periodic)."""
+
+    periodic_entries: tuple[int, ...] = ()
+    periods: tuple[float, ...] = ()
+
+
+class SkillConfig(Frozen):
+    """Skill extraction (SPiRL, closed loop)."""
+
+    horizon: int = Field(default=10, gt=0)
+    skill_dim: int = Field(default=10, gt=0)
+    encoder_hidden: tuple[int, ...] = (256, 256)
+    decoder_hidden: tuple[int, ...] = (128, 128, 128)
+    prior_hidden: tuple[int, ...] = (128, 128, 128, 128)
+    beta: float = Field(default=1e-4, gt=0, description="weight of KL(q || N(0, I)) beside the mean squared error of actions")
+    steps: int = Field(default=12_000, gt=0)
+    batch: int = Field(default=384, gt=0)
+    decoded_steps: int = Field(default=3, gt=0, description="steps of each window that are decoded in an update")
+    learning_rate: float = Field(default=1e-3, gt=0)
+
+
+class NetworkConfig(Frozen):
+    """Sizes of the task encoder, meta-policy and critics."""
+
+    task_embedding_dim: int = Field(default=5, gt=0)
+    policy_hidden: tuple[int, ...] = (128, 128, 128)
+    critic_hidden: tuple[int, ...] = (128, 128, 128)
+    critics: int = Field(default=2, gt=0)
+    encoder: Literal["set_transformer", "product_of_gaussians"] = "set_transformer"
+    encoder_width: int = Field(default=64, gt=0)
+    encoder_heads: int = Field(default=4, gt=0)
+    encoder_inducing_points: int = Field(default=16, gt=0)
+    encoder_blocks: int = Field(default=2, ge=0)
+    max_context: int = Field(default=256, gt=0)
+
+
+class MetaConfig(Frozen):
+    """Skill-based meta-training (SiMPL, section 4.2, on PEARL)."""
+
+    updates: int = Field(default=10_000, gt=0)
+    updates_per_epoch: int = Field(default=40, gt=0)
+    prior_tasks: int = Field(default=3, gt=0, description="tasks per update whose embedding comes from a small context")
+    posterior_tasks: int = Field(default=12, gt=0, description="tasks per update whose embedding comes from a large context")
+    batch_per_task: int = Field(default=80, gt=0)
+    prior_context: int = Field(default=4, ge=0)
+    posterior_context: int = Field(default=128, gt=0)
+    buffer_per_task: int = Field(default=20_000, gt=0)
+    success_share: float = Field(default=1 / 3, ge=0, le=1, description="share of each batch from the task's best episodes")
+    return_bound: bool = Field(default=True, description="bound the TD target from below by the episode's discounted return")
+    discount: float = Field(default=0.99, gt=0, lt=1)
+    polyak: float = Field(default=0.01, gt=0, le=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    coefficient_learning_rate: float = Field(default=3e-4, gt=0)
+    kl_clip: float = Field(default=5.0, gt=0)
+    encoder_prior_coefficient: float = Field(default=1e-5, gt=0)
+    encoder_prior_target: float = Field(default=1.0, gt=0)
+    encoder_posterior_coefficient: float = Field(default=3e-6, gt=0)
+    encoder_posterior_target: float = Field(default=10.0, gt=0)
+    policy_prior_coefficient: float = Field(default=9e-4, gt=0)
+    policy_prior_target: float = Field(default=1.0, gt=0)
+    policy_posterior_coefficient: float = Field(default=3e-4, gt=0)
+    policy_posterior_target: float = Field(default=2.0, gt=0)
+    checkpoint_epochs: int = Field(default=10, gt=0)
+    evaluate_epochs: int = Field(default=25, gt=0)
+
+
+class FinetuningConfig(Frozen):
+    """Learning the target task (SiMPL, section 4.3): offline and in the service's learner."""
+
+    batch: int = Field(default=256, gt=0)
+    warm_start_updates: int = Field(default=200, ge=0, description="updates on the conditioning episodes before the first fine-tuned one")
+    updates_per_episode: int = Field(default=40, ge=0)
+    buffer: int = Field(default=20_000, gt=0)
+    success_share: float = Field(default=1 / 3, ge=0, le=1)
+    return_bound: bool = True
+    discount: float = Field(default=0.99, gt=0, lt=1)
+    polyak: float = Field(default=0.01, gt=0, le=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    coefficient_learning_rate: float = Field(default=3e-4, gt=0)
+    kl_clip: float = Field(default=5.0, gt=0)
+    kl_target: float = Field(default=2.0, gt=0)
+    kl_limit: float = Field(default=25.0, gt=0, description="a version whose mean KL to the skill prior is above this is not served, nats")
+
+
+class EvaluateConfig(Frozen):
+    """Offline evaluation of the whole target-task protocol."""
+
+    conditioning_episodes: int = Field(default=20, ge=0)
+    episodes: int = Field(default=60, gt=0)
+    seeds: int = Field(default=3, gt=0)
+
+
+class TrainingConfig(Frozen):
+    """The whole pipeline of one domain."""
+
+    seed: int = 0
+    domain: DomainConfig
+    collect: CollectConfig
+    features: FeatureConfig = FeatureConfig()
+    skills: SkillConfig = SkillConfig()
+    networks: NetworkConfig = NetworkConfig()
+    meta: MetaConfig = MetaConfig()
+    finetuning: FinetuningConfig = FinetuningConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingConfig:
+    """A preset by name (``maze``) or a TOML file by path, with ``section.key=value`` overrides on top.
+
+    Raises ConfigError naming what was wrong and the nearest right name.
+    """
+    content = _read(name_or_path)
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return TrainingConfig.model_validate(content)
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}{_hint(item)}" for item in error.errors())
+        raise ConfigError(f"configuration {name_or_path!r}: {lines}") from error
+
+
+def presets() -> list[str]:
+    """Names of the presets."""
+    return sorted(file.name.removesuffix(".toml") for file in resources.files("training.configs").iterdir() if file.name.endswith(".toml"))
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    if name_or_path in presets():
+        text = (resources.files("training.configs") / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"no configuration {name_or_path!r}: give a TOML file or one of {', '.join(presets())}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name_or_path} is no TOML: {error}") from error
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set takes key=value, e.g. meta.updates=5000; got {override!r}")
+    model: Any = TrainingConfig
+    *sections, last = key.strip().split(".")
+    for part in [*sections, last]:
+        fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+        if part not in fields:
+            nearest = difflib.get_close_matches(part, fields, 1, 0)
+            hint = f"; the nearest is {nearest[0]!r}" if nearest else ""
+            raise ConfigError(f"--set {key}: no key {part!r}{hint}")
+        model = fields[part].annotation
+    for part in sections:
+        content = content.setdefault(part, {})
+    try:
+        content[last] = json.loads(text)
+    except ValueError:
+        content[last] = text
+
+
+def _hint(item: Any) -> str:
+    if item["type"] != "extra_forbidden":
+        return ""
+    model: Any = TrainingConfig
+    for part in item["loc"][:-1]:
+        model = model.model_fields[part].annotation
+    nearest = difflib.get_close_matches(str(item["loc"][-1]), model.model_fields, 1, 0)
+    return f" (the nearest key is {nearest[0]!r})" if nearest else ""

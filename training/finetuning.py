@@ -1,0 +1,179 @@
+"""Stage 3: learning a target task (SiMPL, section 4.3). The same code runs offline and in the service's learner.
+
+It starts from the meta-trained policy, critics and KL coefficient with the task embedding frozen, keeps the conditioning episodes in its
+replay, and begins updating at once.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import FeatureConfig, FinetuningConfig, NetworkConfig, SkillConfig
+from training.contract.bundle import Bundle
+from training.contract.context import ContextLayout, Floats
+from training.contract.spec import LEARNER_WEIGHTS
+from training.networks.blocks import StateFeatures, kl_divergence
+from training.networks.critic import SkillCritic
+from training.networks.meta_policy import MetaPolicy
+from training.networks.skill_model import SkillPrior
+from training.prior_regularised_sac import Coefficients, actor_terms, critic_loss, critic_target, polyak, step
+from training.replay import TaskReplay
+
+
+class LearnerNetworks(torch.nn.Module):
+    """What fine-tuning trains: policy (on its frozen skill prior), critics and KL coefficient."""
+
+    def __init__(self, layout: ContextLayout, features: FeatureConfig, skills: SkillConfig, networks: NetworkConfig, kl_target: float) -> None:
+        super().__init__()
+        self.layout = layout
+        state_features = StateFeatures(layout.state_dim, features)
+        self.policy = MetaPolicy(SkillPrior(state_features, skills), layout.skill_dim, networks)
+        self.critic = SkillCritic(state_features, layout.skill_dim, networks)
+        self.target_critic = SkillCritic(state_features, layout.skill_dim, networks).requires_grad_(False)
+        self.coefficient = Coefficients(1e-3, kl_target)
+
+    @staticmethod
+    def pack(policy: MetaPolicy, critic: SkillCritic, target_critic: SkillCritic, coefficient: float) -> bytes:
+        """The content of ``learner.safetensors``."""
+        flat: dict[str, Tensor] = {}
+        for name, module in {"policy": policy, "critic": critic, "target_critic": target_critic}.items():
+            flat |= {f"{name}.{key}": value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+        flat["coefficient.raw"] = Coefficients(coefficient, 1.0).raw.detach().clone()
+        return save_tensors(flat)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> "LearnerNetworks":
+        """Networks as the bundle's meta-training left them."""
+        sizes, spec = bundle.manifest.networks, bundle.manifest.spec
+        networks = cls(
+            ContextLayout(spec.state_dim, spec.skill_dim),
+            FeatureConfig.model_validate(sizes["features"]),
+            SkillConfig.model_validate(sizes["skills"]),
+            NetworkConfig.model_validate(sizes["networks"]),
+            FinetuningConfig.model_validate(bundle.manifest.finetuning).kl_target,
+        )
+        networks.load_state_dict(load_tensors(bundle.read(LEARNER_WEIGHTS)))
+        return networks
+
+
+class Finetuner:
+    """Fine-tunes one task's policy on that task's own replay.
+
+    All randomness comes from the seed and is part of the saved state: a learner that is loaded goes on exactly as the one that was saved.
+    """
+
+    def __init__(self, networks: LearnerNetworks, config: FinetuningConfig, task_embedding: Floats, seed: int) -> None:
+        self.networks, self.config = networks, config
+        self.task_embedding = torch.as_tensor(task_embedding, dtype=torch.float32)
+        self.replay = TaskReplay(1, config.buffer, networks.layout, config.discount)
+        self.episodes = self.updates = self.owed = 0
+        self.critic_optimizer = torch.optim.Adam(networks.critic.parameters(), config.learning_rate)
+        self.actor_optimizer = torch.optim.Adam(networks.policy.net.parameters(), config.learning_rate)
+        self.dual_optimizer = torch.optim.Adam([networks.coefficient.raw], config.coefficient_learning_rate)
+        self._random_state = torch.Generator().manual_seed(seed).get_state()
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, task_embedding: Floats, seed: int) -> "Finetuner":
+        """A learner at the bundle's starting point for one task embedding, float32 [E]."""
+        config = FinetuningConfig.model_validate(bundle.manifest.finetuning)
+        return cls(LearnerNetworks.from_bundle(bundle), config, task_embedding, seed)
+
+    def add_episode(self, rows: Floats) -> None:
+        """Add one complete episode's skill transitions [n, D]."""
+        self.replay.add(0, rows)
+        self.episodes += 1
+        if self.updates == 0:
+            self.owed = self.config.warm_start_updates
+        else:
+            self.owed += self.config.updates_per_episode
+
+    def updates_due(self) -> int:
+        """Gradient steps still owed: a warm start for the episodes that are there at first, then so many for each."""
+        return self.owed
+
+    def update(self, count: int) -> dict[str, float]:
+        """Make ``count`` gradient steps. Returns their mean losses and diagnostics (KL in nats)."""
+        if not len(self.replay):
+            raise RuntimeError("no episode to learn from: call add_episode first")
+        metrics: list[dict[str, Tensor]] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random_state)
+            for _ in range(count):
+                metrics.append(self._step())
+            self._random_state = torch.get_rng_state()
+        self.updates += count
+        self.owed = max(0, self.owed - count)
+        return {name: float(torch.stack([m[name] for m in metrics]).mean()) for name in metrics[0]} if metrics else {}
+
+    def _step(self) -> dict[str, Tensor]:
+        config, networks = self.config, self.networks
+        batch = self.replay.sample([0], config.batch, config.success_share, torch.default_generator).flat()
+        embedding = self.task_embedding.expand(config.batch, -1)
+        alpha = networks.coefficient()
+
+        target = critic_target(
+            batch, embedding, networks.policy, networks.target_critic, alpha,
+            discount=config.discount, kl_clip=config.kl_clip, return_bound=config.return_bound,
+        )  # fmt: skip
+        judged = critic_loss(batch, embedding, networks.critic, target)
+        step(self.critic_optimizer, judged)
+
+        improvement, kl = actor_terms(batch, embedding, networks.policy, networks.critic)
+        acted = (improvement + alpha * kl).mean()
+        step(self.actor_optimizer, acted)
+
+        step(self.dual_optimizer, networks.coefficient.loss(kl.mean()))
+        polyak(networks.critic, networks.target_critic, config.polyak)
+        return {
+            "critic_loss": judged.detach(),
+            "actor_loss": acted.detach(),
+            "kl": kl.detach().mean(),
+            "alpha": alpha.mean(),
+            "q_mean": -improvement.detach().mean(),
+        }
+
+    def policy_weights(self) -> dict[str, Floats]:
+        """The fine-tuned part of the policy, by the names of the initializers in ``meta_policy.onnx``."""
+        return {name: value.detach().numpy().copy() for name, value in self.networks.policy.residual_parameters().items()}
+
+    @torch.no_grad()
+    def policy_kl(self) -> float:
+        """Mean KL(pi || skill prior) over the newest replay states, nats."""
+        states = self.replay.rows[0, : self.replay.size(0), self.networks.layout.state][-2048:]
+        return float(kl_divergence(*self.networks.policy(states, self.task_embedding.expand(len(states), -1))).mean())
+
+    def save(self, path: Path) -> None:
+        """Write everything that going on needs, as safetensors."""
+        size = self.replay.size(0)
+        tensors = {
+            "task_embedding": self.task_embedding,
+            "random_state": self._random_state,
+            "rows": self.replay.rows[0, :size],
+            "discounted_return": self.replay.discounted_return[0, :size],
+            "episode_return": self.replay.episode_return[0, :size],
+        }
+        note: dict[str, Any] = {"episodes": self.episodes, "updates": self.updates, "owed": self.owed, "added": int(self.replay.added[0])}
+        save_checkpoint(path, modules={"networks": self.networks}, optimizers=self._optimizers(), tensors=tensors, note=note)
+
+    @classmethod
+    def load(cls, bundle: Bundle, path: Path) -> "Finetuner":
+        """The learner that was saved, in the state that it was saved in."""
+        dim = bundle.manifest.spec.task_embedding_dim
+        learner = cls.from_bundle(bundle, torch.zeros(dim).numpy(), 0)
+        tensors, note = load_checkpoint(path, modules={"networks": learner.networks}, optimizers=learner._optimizers())
+        learner.task_embedding, learner._random_state = tensors["task_embedding"], tensors["random_state"]
+        learner.episodes, learner.updates, learner.owed = note["episodes"], note["updates"], note["owed"]
+        replay, size = learner.replay, len(tensors["rows"])
+        replay.rows[0, :size] = tensors["rows"]
+        replay.discounted_return[0, :size] = tensors["discounted_return"]
+        replay.episode_return[0, :size] = tensors["episode_return"]
+        replay.added[0] = note["added"]
+        return learner
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"critic": self.critic_optimizer, "actor": self.actor_optimizer, "dual": self.dual_optimizer}

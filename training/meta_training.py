@@ -1,0 +1,227 @@
+"""Stage 2: skill-based meta-training (SiMPL, section 4.2, on PEARL): task encoder, meta-policy and critics over the training tasks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import MetaConfig, NetworkConfig, TrainingConfig
+from training.contract.context import ContextLayout
+from training.networks.blocks import kl_to_standard
+from training.networks.critic import SkillCritic
+from training.networks.meta_policy import MetaPolicy
+from training.networks.skill_model import SkillModel
+from training.networks.task_encoder import TaskEncoder
+from training.prior_regularised_sac import Coefficients, actor_terms, critic_loss, critic_target, polyak, step
+from training.replay import Batch, TaskReplay
+from training.rollout import Acting, TaskSimulator, rollout
+from training.run_log import RunLog
+
+
+@dataclass
+class MetaNetworks:
+    """What meta-training learns, on frozen skills."""
+
+    skills: SkillModel
+    encoder: TaskEncoder
+    policy: MetaPolicy
+    critic: SkillCritic
+    target_critic: SkillCritic
+
+    @classmethod
+    def fresh(cls, skills: SkillModel, layout: ContextLayout, config: NetworkConfig) -> "MetaNetworks":
+        """Untrained networks; the policy is the skill prior."""
+        skills.requires_grad_(False)
+        encoder = TaskEncoder(skills.features, layout, config)
+        policy = MetaPolicy(skills.prior, layout.skill_dim, config)
+        critic = SkillCritic(skills.features, layout.skill_dim, config)
+        target = SkillCritic(skills.features, layout.skill_dim, config).requires_grad_(False)
+        target.load_state_dict(critic.state_dict())
+        return cls(skills, encoder, policy, critic, target)
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """By name, for checkpoints."""
+        return {"skills": self.skills, "encoder": self.encoder, "policy": self.policy, "critic": self.critic, "target_critic": self.target_critic}
+
+
+class MetaLearner:
+    """Losses and optimisers of meta-training; knows no simulator and no disk."""
+
+    def __init__(self, networks: MetaNetworks, config: MetaConfig, tasks: int, seed: int) -> None:
+        self.networks, self.config = networks, config
+        self.generator = torch.Generator().manual_seed(seed)
+        self.encoder_prior = Coefficients(config.encoder_prior_coefficient, config.encoder_prior_target)
+        self.encoder_posterior = Coefficients(config.encoder_posterior_coefficient, config.encoder_posterior_target, tasks)
+        self.policy_prior = Coefficients(config.policy_prior_coefficient, config.policy_prior_target)
+        self.policy_posterior = Coefficients(config.policy_posterior_coefficient, config.policy_posterior_target)
+        judging = [*networks.critic.parameters(), *networks.encoder.parameters()]
+        self.judge_optimizer = torch.optim.Adam([p for p in judging if p.requires_grad], config.learning_rate)
+        self.actor_optimizer = torch.optim.Adam(networks.policy.net.parameters(), config.learning_rate)
+        coefficients = [*self.coefficients().values()]
+        self.dual_optimizer = torch.optim.Adam([c.raw for c in coefficients], config.coefficient_learning_rate)
+
+    def coefficients(self) -> dict[str, Coefficients]:
+        """The four kinds of KL coefficients (SiMPL, section 4.2)."""
+        return {
+            "encoder_prior": self.encoder_prior,
+            "encoder_posterior": self.encoder_posterior,
+            "policy_prior": self.policy_prior,
+            "policy_posterior": self.policy_posterior,
+        }
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By name, for checkpoints."""
+        return {"judge": self.judge_optimizer, "actor": self.actor_optimizer, "dual": self.dual_optimizer}
+
+    def update(self, replay: TaskReplay, context_replay: TaskReplay) -> dict[str, Tensor]:
+        """One step of critics and encoder, actor, and coefficients. Returns detached scalar metrics."""
+        config, networks = self.config, self.networks
+        tasks, few, many = self._choose_tasks(replay)
+        batch = replay.sample(tasks, config.batch_per_task, config.success_share, self.generator).flat()
+        groups = torch.arange(len(tasks)).repeat_interleave(config.batch_per_task)
+        is_prior = groups < len(few)
+
+        mean, std = self._encode(context_replay, few, many)  # [T, E]
+        # One embedding for every transition, not one for a task: the policy learns to act under the whole posterior.
+        embedding = mean[groups] + std[groups] * torch.randn(len(groups), mean.shape[-1])
+        alpha = torch.where(is_prior, self.policy_prior(), self.policy_posterior())
+
+        target = critic_target(
+            batch, embedding.detach(), networks.policy, networks.target_critic, alpha,
+            discount=config.discount, kl_clip=config.kl_clip, return_bound=config.return_bound,
+        )  # fmt: skip
+        judged = critic_loss(batch, embedding, networks.critic, target)
+        encoder_kl = kl_to_standard(mean, std)  # [T]
+        weight = torch.cat([self.encoder_prior().expand(len(few)), self.encoder_posterior()[many]])
+        step(self.judge_optimizer, judged + (weight * encoder_kl).mean())
+
+        improvement, policy_kl = actor_terms(batch, embedding.detach(), networks.policy, networks.critic)
+        step(self.actor_optimizer, (improvement + alpha * policy_kl).mean())
+
+        prior_kl, posterior_kl = policy_kl[is_prior].mean(), policy_kl[~is_prior].mean()
+        dual = self.policy_posterior.loss(posterior_kl) + self.encoder_posterior.loss(encoder_kl[len(few) :], torch.tensor(many))
+        if few:
+            dual = dual + self.policy_prior.loss(prior_kl) + self.encoder_prior.loss(encoder_kl[: len(few)].mean())
+        step(self.dual_optimizer, dual)
+        polyak(networks.critic, networks.target_critic, config.polyak)
+        return {
+            "critic_loss": judged.detach(),
+            "q": -improvement.detach().mean(),
+            "kl_prior": prior_kl.detach(),
+            "kl_posterior": posterior_kl.detach(),
+            "encoder_kl": encoder_kl[len(few) :].detach().mean(),
+            "alpha": self.policy_posterior().mean(),
+        }
+
+    def _choose_tasks(self, replay: TaskReplay) -> tuple[list[int], list[int], list[int]]:
+        known = [task for task in range(len(replay.added)) if replay.added[task]]
+        order = [known[i] for i in torch.randperm(len(known), generator=self.generator)]
+        chosen = order[: self.config.prior_tasks + self.config.posterior_tasks]
+        few = chosen[: self.config.prior_tasks]
+        return chosen, few, chosen[len(few) :]
+
+    def _encode(self, replay: TaskReplay, few: list[int], many: list[int]) -> tuple[Tensor, Tensor]:
+        parts = []
+        for tasks, count in ((few, self.config.prior_context), (many, self.config.posterior_context)):
+            if tasks:
+                context = replay.sample_context(tasks, count, self.generator)
+                parts.append(self.networks.encoder(context, torch.ones(context.shape[:2])))
+        means, stds = zip(*parts, strict=True)
+        return torch.cat(means), torch.cat(stds)
+
+
+@torch.no_grad()
+def posterior_means(networks: MetaNetworks, replay: TaskReplay, tasks: Sequence[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Task posteriors of contexts of ``count`` transitions: mean and standard deviation [T, E]; the task prior where there is no context."""
+    known = [task for task in tasks if replay.size(task)]
+    dim = networks.encoder.embedding_dim
+    mean, std = torch.zeros(len(tasks), dim), torch.ones(len(tasks), dim)
+    if known:
+        where = [i for i, task in enumerate(tasks) if replay.size(task)]
+        context = replay.sample_context(known, count, generator)
+        mean[where], std[where] = networks.encoder(context, torch.ones(context.shape[:2]))
+    return mean, std
+
+
+class MetaTrainer:
+    """The loop: an epoch collects an episode with a prior and one with a posterior embedding for every task, then updates."""
+
+    def __init__(self, config: TrainingConfig, skills: SkillModel, simulator: TaskSimulator, tasks: Sequence[Any], run_dir: Path) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.simulator, self.tasks, self.run_dir = config, simulator, list(tasks), run_dir
+        state_dim = len(skills.features.mean)
+        self.layout = ContextLayout(state_dim, config.skills.skill_dim)
+        self.networks = MetaNetworks.fresh(skills, self.layout, config.networks)
+        self.learner = MetaLearner(self.networks, config.meta, len(tasks), config.seed)
+        self.replay = TaskReplay(len(tasks), config.meta.buffer_per_task, self.layout, config.meta.discount)
+        self.rng = np.random.default_rng(config.seed)
+        self.updates = self.epoch = 0
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the stage stands."""
+        return self.run_dir / "meta.safetensors"
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one. The replay is collected anew, by the policy that it had come to."""
+        if not self.checkpoint.exists():
+            return
+        modules = self.networks.modules() | self.learner.coefficients()
+        _, note = load_checkpoint(self.checkpoint, modules=modules, optimizers=self.learner.optimizers())
+        self.updates, self.epoch = int(note["updates"]), int(note["epoch"])
+        self.rng = np.random.default_rng([self.config.seed, self.updates])
+        self.learner.generator.manual_seed(self.config.seed + self.updates)
+        if self.updates < self.config.meta.updates:
+            for _ in range(min(10, self.epoch)):
+                self.collect()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        modules = self.networks.modules() | self.learner.coefficients()
+        note = {"updates": self.updates, "epoch": self.epoch}
+        save_checkpoint(self.checkpoint, modules=modules, optimizers=self.learner.optimizers(), note=note)
+
+    def collect(self) -> dict[str, float]:
+        """One episode with e ~ N(0, I) and one with e ~ q(e | context) for every task. Returns their success and return."""
+        count = len(self.tasks)
+        everything = list(range(count))
+        mean, std = posterior_means(self.networks, self.replay, everything, self.config.meta.posterior_context, self.learner.generator)
+        noise = torch.randn(2 * count, mean.shape[-1], generator=self.learner.generator)
+        embeddings = torch.cat([noise[:count], mean + std * noise[count:]])
+        episodes, _ = rollout(
+            self.simulator, [*self.tasks, *self.tasks], self.networks.policy, self.networks.skills.decoder, Acting.by_policy(embeddings),
+            horizon=self.config.skills.horizon, layout=self.layout, rng=self.rng,
+        )  # fmt: skip
+        for index, episode in enumerate(episodes):
+            self.replay.add(index % count, episode.rows)
+        prior, posterior = episodes[:count], episodes[count:]
+        return {
+            "prior_return": float(np.mean([e.episode_return for e in prior])),
+            "posterior_return": float(np.mean([e.episode_return for e in posterior])),
+            "posterior_success": float(np.mean([e.success for e in posterior])),
+        }
+
+    def run(self) -> MetaNetworks:
+        """Train until the configured number of updates; resumable."""
+        self.resume()
+        config = self.config.meta
+        with RunLog(self.run_dir, "meta", config.updates, "updates") as log:
+            while self.updates < config.updates:
+                collected = self.collect()
+                metrics: list[dict[str, Tensor]] = []
+                for _ in range(min(config.updates_per_epoch, config.updates - self.updates)):
+                    metrics.append(self.learner.update(self.replay, self.replay))
+                    self.updates += 1
+                    log.advance(self.updates)
+                self.epoch += 1
+                means = {name: float(torch.stack([m[name] for m in metrics]).mean()) for name in metrics[0]}
+                log.report(self.updates, collected | means)
+                if self.epoch % config.checkpoint_epochs == 0:
+                    self.save()
+        self.save()
+        return self.networks

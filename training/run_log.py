@@ -1,0 +1,52 @@
+"""What a stage shows and keeps while it runs: a progress bar with its newest metrics, and one JSON line per report."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """Progress bar on a terminal, plain lines elsewhere; metrics appended to ``<run>/<stage>.jsonl``."""
+
+    def __init__(self, run_dir: Path, stage: str, total: int, unit: str = "steps") -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.path = run_dir / f"{stage}.jsonl"
+        self._stage, self._unit, self._began, self._at = stage, unit, time.monotonic(), 0
+        self._total, self._printed = total, 0.0
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn(f"[bold]{stage}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=self._console, disable=not sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task(stage, total=total, text="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def advance(self, at: int) -> None:
+        """Move the bar to ``at``."""
+        self._at = at
+        self._progress.update(self._task, completed=at)
+
+    def report(self, at: int, metrics: Mapping[str, float]) -> None:
+        """Show metrics and append them to the log."""
+        self.advance(at)
+        elapsed_s = time.monotonic() - self._began
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"at": at, "elapsed_s": round(elapsed_s, 3), **{k: round(float(v), 6) for k, v in metrics.items()}}) + "\n")
+        text = " ".join(f"{key} {value:.3g}" for key, value in metrics.items())
+        self._progress.update(self._task, text=text)
+        if self._progress.disable and (elapsed_s - self._printed > 10 or at >= self._total):
+            self._printed = elapsed_s
+            self._console.print(f"{self._stage}: {at}/{self._total} {self._unit}, {elapsed_s:.0f} s, {text}", highlight=False, soft_wrap=True)

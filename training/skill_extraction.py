@@ -1,0 +1,117 @@
+"""Stage 1: skills from reward-free data (SPiRL, Pertsch et al. 2020, equation 1; closed-loop decoder)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import SkillConfig, TrainingConfig
+from training.data import Episode
+from training.networks.blocks import kl_divergence, kl_to_standard
+from training.networks.skill_model import SkillModel
+from training.run_log import RunLog
+
+REPORT_STEPS = 200
+CHECKPOINT_STEPS = 2000
+
+
+class SkillWindows:
+    """All windows of ``H`` steps of a set of episodes, sampled uniformly."""
+
+    def __init__(self, episodes: Sequence[Episode], horizon: int) -> None:
+        usable = [episode for episode in episodes if len(episode.actions) >= horizon]
+        if not usable:
+            raise ValueError(f"no episode has the {horizon} steps of a skill; the longest has {max((len(e.actions) for e in episodes), default=0)}")
+        self.horizon = horizon
+        self.states = torch.from_numpy(np.concatenate([e.observations[:-1] for e in usable]))  # [steps, S]
+        self.actions = torch.from_numpy(np.concatenate([e.actions for e in usable]))  # [steps, A]
+        lengths = [len(episode.actions) for episode in usable]
+        begins = np.cumsum([0, *lengths[:-1]])
+        starts = [begin + np.arange(length - horizon + 1) for begin, length in zip(begins, lengths, strict=True)]
+        self.starts = torch.from_numpy(np.concatenate(starts))
+
+    def sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """States [batch, H, S] and actions [batch, H, A]."""
+        chosen = self.starts[torch.randint(len(self.starts), (batch,), generator=generator)]
+        rows = chosen[:, None] + torch.arange(self.horizon)
+        return self.states[rows], self.actions[rows]
+
+
+class SkillLearner:
+    """One optimiser over encoder, decoder and prior; the prior sees detached skills, so it does not shape them."""
+
+    def __init__(self, model: SkillModel, config: SkillConfig, device: str = "cpu") -> None:
+        self.model, self.config, self.device = model.to(device), config, device
+        self.optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+
+    def update(self, states: Tensor, actions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step on windows [B, H, S] and [B, H, A]. Returns detached scalar metrics."""
+        config, model = self.config, self.model
+        steps = torch.rand(states.shape[:2], generator=generator).argsort(1)[:, : config.decoded_steps]  # [B, K], no step twice
+        rows = torch.arange(len(states))[:, None]
+        states, actions, steps, rows = (t.to(self.device) for t in (states, actions, steps, rows))
+
+        mean, std = model.encoder(states, actions)  # [B, Z]
+        skill = mean + std * torch.randn(mean.shape, device=self.device)
+        decoded = model.decoder(states[rows, steps], skill[:, None].expand(-1, config.decoded_steps, -1))
+        # SPiRL equation 1, with the Gaussian likelihood of fixed variance as a mean squared error.
+        reconstruction = functional.mse_loss(decoded, actions[rows, steps])
+        regularisation = kl_to_standard(mean, std).mean()
+        # The prior is fitted by KL(q || p), whose gradient in p is that of the likelihood of q's samples.
+        prior_fit = kl_divergence(mean.detach(), std.detach(), *model.prior(states[:, 0])).mean()
+        loss = reconstruction + config.beta * regularisation + prior_fit
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"action_mse": reconstruction.detach(), "kl_standard": regularisation.detach(), "kl_prior": prior_fit.detach()}
+
+
+def build_skill_model(config: TrainingConfig, windows: SkillWindows, action_low: NDArray[np.float32], action_high: NDArray[np.float32]) -> SkillModel:
+    """A fresh skill model with the data's normaliser."""
+    return SkillModel(
+        config.features,
+        config.skills,
+        state_mean=windows.states.mean(0),
+        state_std=windows.states.std(0).clamp_min(1e-3),
+        action_low=torch.from_numpy(action_low),
+        action_high=torch.from_numpy(action_high),
+    )
+
+
+def extract_skills(
+    config: TrainingConfig, episodes: Sequence[Episode], action_low: NDArray[np.float32], action_high: NDArray[np.float32], run_dir: Path, device: str = "cpu"
+) -> SkillModel:
+    """Train (or go on training) the skill model; checkpoints and metrics in ``run_dir``. Returns it on the CPU, in evaluation mode."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    windows = SkillWindows(episodes, config.skills.horizon)
+    learner = SkillLearner(build_skill_model(config, windows, action_low, action_high), config.skills, device)
+    checkpoint = run_dir / "skills.safetensors"
+    done = 0
+    if checkpoint.exists():
+        _, note = load_checkpoint(checkpoint, modules={"model": learner.model}, optimizers={"adam": learner.optimizer})
+        done = int(note["steps"])
+        generator.manual_seed(config.seed + done)
+    total = config.skills.steps
+    with RunLog(run_dir, "skills", total) as log:
+        for step, metrics in _updates(learner, windows, generator, done, total):
+            if step % REPORT_STEPS == 0 or step == total:
+                log.report(step, {name: float(value) for name, value in metrics.items()})
+            if step % CHECKPOINT_STEPS == 0 or step == total:
+                save_checkpoint(checkpoint, modules={"model": learner.model}, optimizers={"adam": learner.optimizer}, note={"steps": step})
+    return learner.model.cpu().eval()
+
+
+def _updates(
+    learner: SkillLearner, windows: SkillWindows, generator: torch.Generator, done: int, total: int
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    for step in range(done + 1, total + 1):
+        for group in learner.optimizer.param_groups:  # a cosine to zero, so that the last steps settle
+            group["lr"] = learner.config.learning_rate * 0.5 * (1 + np.cos(np.pi * (step - 1) / total))
+        yield step, learner.update(*windows.sample(learner.config.batch, generator), generator)
