@@ -1,0 +1,161 @@
+"""The client: one service, many sessions."""
+
+import itertools
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+from clients.sdk.errors import ConnectionFailed, NothingListening, SkilletError, UnexpectedReply, from_problem
+from clients.sdk.models import BundleSummary, SessionInfo, parse
+from clients.sdk.session import Session
+from clients.sdk.transport import HttpTransport, Reply, Transport
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_RETRIED_STATUS = frozenset({429, 502, 503, 504})
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class SkilletClient:
+    """A synchronous client of one service, to be used as a context manager. Threads may share it; a Session belongs to one thread.
+
+    ``timeout_s`` is how long one reply may keep silent. A request that is safe to send twice (reading; acting and stepping, which the
+    service knows again by their numbers) is sent again after a lost connection or a passing fault of the service, with growing delays,
+    until ``retry_for_s`` have passed since it was first sent; 0 turns that off. A client that never had a reply does not retry a refused
+    connection: a wrong address should say so at once. ``token`` is sent as a bearer token.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = 10.0,
+        retry_for_s: float = 30.0,
+        token: str | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self._transport = HttpTransport(url) if transport is None else transport
+        self._timeout_s, self._retry_for_s = timeout_s, retry_for_s
+        self._headers = {"accept": "application/json", "user-agent": "skillet-sdk"}
+        if token is not None:
+            self._headers["authorization"] = f"Bearer {token}"
+        self._json_headers = {**self._headers, "content-type": "application/json"}
+        self._had_reply = False
+
+    def open_session(
+        self,
+        bundle: str | None = None,
+        *,
+        seed: int = 0,
+        conditioning_episodes: int = 20,
+        exploration: str = "prior",
+        finetuning: bool = True,
+        deterministic: bool = False,
+        ttl_s: int = 86400,
+    ) -> Session:
+        """Open a session with one of the service's bundles (None: its first). Not sent twice once bytes of it have left.
+
+        Raises UnknownBundle, InvalidRequest, ConnectionFailed.
+        """
+        body = {
+            "seed": seed,
+            "conditioning_episodes": conditioning_episodes,
+            "exploration": exploration,
+            "finetuning": finetuning,
+            "deterministic": deterministic,
+            "ttl_s": ttl_s,
+        } | ({} if bundle is None else {"bundle": bundle})
+        return Session(self, parse(SessionInfo, self.call("POST", "/v1/sessions", body, repeatable=False)))
+
+    def session(self, session_id: str) -> Session:
+        """Attach to a session that is there. Raises UnknownSession, SessionClosed, SessionExpired."""
+        return Session(self, parse(SessionInfo, self.call("GET", f"/v1/sessions/{quote(session_id, safe='')}")))
+
+    def list_sessions(self, page_size: int = 50) -> Iterator[SessionInfo]:
+        """Every session, page by page."""
+        cursor: str | None = None
+        while True:
+            query = urlencode({"limit": page_size} | ({} if cursor is None else {"cursor": cursor}))
+            page = self.call("GET", f"/v1/sessions?{query}")
+            yield from (parse(SessionInfo, item) for item in page["sessions"])
+            cursor = page.get("next_cursor")
+            if cursor is None:
+                return
+
+    def bundles(self) -> list[BundleSummary]:
+        """The bundles that the service has; the first is its default."""
+        return [parse(BundleSummary, item) for item in self.call("GET", "/v1/bundles")["bundles"]]
+
+    def ready(self) -> bool:
+        """Whether the service says that it is ready. False too when nothing listens; raises what else keeps it from answering."""
+        try:
+            return self._send("GET", "/readyz", None, self._timeout_s).status == 200
+        except NothingListening:
+            return False
+
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, repeatable: bool = True, extra_s: float = 0.0) -> Any:
+        """Send one request and decode its reply. ``extra_s`` is added to the time that the reply may take.
+
+        Raises ServiceError for a problem+json answer, ConnectionFailed, UnexpectedReply.
+        """
+        data = None if body is None else _encode(body).encode()
+        stop_at = time.monotonic() + self._retry_for_s
+        delay_s = _FIRST_DELAY_S
+        for attempt in itertools.count(1):
+            try:
+                reply = self._send(method, path, data, self._timeout_s + extra_s)
+                if reply.status < 400:
+                    return _decode(reply)
+                error: SkilletError = _refusal(reply)
+                again = repeatable and reply.status in _RETRIED_STATUS
+            except ConnectionFailed as failure:
+                error, again = failure, self._had_reply and (repeatable or not failure.request_sent)
+            pause_s = random.uniform(delay_s / 2, delay_s)  # jitter: clients that lost one service do not come back in step
+            if not again or time.monotonic() + pause_s > stop_at:
+                error.attempts = attempt
+                raise error
+            time.sleep(pause_s)
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+        raise AssertionError("unreachable")
+
+    def _send(self, method: str, path: str, data: bytes | None, timeout_s: float) -> Reply:
+        reply = self._transport.request(method, path, data, self._headers if data is None else self._json_headers, timeout_s)
+        self._had_reply = True
+        return reply
+
+    def close(self) -> None:
+        """Close the connections. Sessions stay open."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _decode(reply: Reply) -> Any:
+    try:
+        return json.loads(reply.body)
+    except ValueError as error:
+        raise _not_ours("the reply is no JSON", "application/json", reply) from error
+
+
+def _refusal(reply: Reply) -> SkilletError:
+    problem: Any = None
+    with suppress(ValueError):
+        problem = json.loads(reply.body)
+    if isinstance(problem, Mapping) and ("code" in problem or "title" in problem):
+        return from_problem(reply.status, problem, reply.headers.get("x-request-id"))
+    return _not_ours(f"status {reply.status} without an explanation", "application/problem+json", reply)
+
+
+def _not_ours(detail: str, expected: str, reply: Reply) -> UnexpectedReply:
+    received = f"{reply.headers.get('content-type')}: {reply.body[:60]!r}"
+    action = "check that this address is Skillet's, not another service's or a proxy's"
+    return UnexpectedReply(detail, status=reply.status, expected=expected, received=received, action=action)

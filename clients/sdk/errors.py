@@ -1,0 +1,259 @@
+"""Errors of the SDK. Each says what was expected, what came and what to do.
+
+SkilletError
+├── ConnectionFailed             no HTTP reply came; `request_sent` says whether the request may have had an effect
+│   ├── NothingListening         connection refused, or no such host
+│   ├── NotHttp                  something else than an HTTP server answers there
+│   ├── TlsMismatch              http:// to a TLS port, https:// to a plain one, or a certificate that is not trusted
+│   ├── ConnectionLost           cut before the reply was complete
+│   └── RequestTimeout           no complete reply in time
+├── UnexpectedReply              an HTTP reply that this SDK cannot read: not from Skillet, or from another version of it
+├── EpisodeState                 the call does not fit where the episode stands; found before anything was sent
+└── ServiceError                 the service refused the request (problem+json); nothing was changed
+    ├── InvalidRequest           422
+    │   └── InvalidObservation   422, or found before anything was sent
+    ├── NotFound                 404: UnknownSession, UnknownBundle, UnknownVersion
+    ├── SessionGone              410: SessionClosed, SessionExpired
+    ├── Conflict                 409: NoOpenEpisode, WrongEpisode, WrongStep, StepNotActed, TransitionOutOfOrder, DuplicateTransition
+    ├── BodyTooLarge             413
+    └── ServiceFailed            5xx: StorageUnavailable, InternalError
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+
+class SkilletError(Exception):
+    """Base class. ``code`` is stable; the other fields are None where they do not apply. ``attempts``: how often it was sent."""
+
+    default_code: ClassVar[str] = "error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        expected: Any = None,
+        received: Any = None,
+        action: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.detail, self.status, self.expected, self.received = detail, status, expected, received
+        self.code = code or self.default_code
+        self.action, self.request_id = action, request_id
+        self.attempts = 1
+        super().__init__(self._sentence())
+
+    def _sentence(self) -> str:
+        parts = [self.detail.rstrip(".")]
+        if self.expected is not None and self.received is not None:
+            parts.append(f"expected {self.expected}, got {self.received}")
+        if self.action:
+            parts.append(self.action.rstrip("."))
+        where = f" [{self.code}" + (f", request {self.request_id}]" if self.request_id else "]")
+        return "; ".join(parts) + where
+
+
+class ConnectionFailed(SkilletError):
+    """No HTTP reply came. ``request_sent``: bytes of the request had left, so it may have had its effect."""
+
+    default_code = "connection_failed"
+
+    def __init__(self, detail: str, *, request_sent: bool = False, **fields: Any) -> None:
+        self.request_sent = request_sent
+        super().__init__(detail, **fields)
+
+
+class NothingListening(ConnectionFailed):
+    """The connection was refused, or the host has no address."""
+
+    default_code = "nothing_listening"
+
+
+class NotHttp(ConnectionFailed):
+    """Something that does not speak HTTP answers at this address."""
+
+    default_code = "not_http"
+
+
+class TlsMismatch(ConnectionFailed):
+    """One side speaks TLS and the other does not, or the certificate is not trusted."""
+
+    default_code = "tls_mismatch"
+
+
+class ConnectionLost(ConnectionFailed):
+    """The connection was cut before the reply was complete."""
+
+    default_code = "connection_lost"
+
+
+class RequestTimeout(ConnectionFailed):
+    """No complete reply came in time."""
+
+    default_code = "request_timeout"
+
+
+class UnexpectedReply(SkilletError):
+    """An HTTP reply that this SDK cannot read."""
+
+    default_code = "unexpected_reply"
+
+
+class EpisodeState(SkilletError):
+    """The call does not fit where the episode stands: nothing was sent."""
+
+    default_code = "episode_state"
+
+
+class ServiceError(SkilletError):
+    """The service refused the request; nothing was changed."""
+
+
+class InvalidRequest(ServiceError):
+    """A field is missing, unknown, of the wrong type or out of range."""
+
+    default_code = "invalid_request"
+
+
+class InvalidObservation(InvalidRequest):
+    """An observation has the wrong length or a number that is not finite."""
+
+    default_code = "invalid_observation"
+
+
+class NotFound(ServiceError):
+    """Something named in the request does not exist."""
+
+    default_code = "not_found"
+
+
+class UnknownSession(NotFound):
+    """There is no session of this id."""
+
+    default_code = "unknown_session"
+
+
+class UnknownBundle(NotFound):
+    """The service serves no bundle of this name."""
+
+    default_code = "unknown_bundle"
+
+
+class UnknownVersion(NotFound):
+    """The session has no such policy version."""
+
+    default_code = "unknown_version"
+
+
+class SessionGone(ServiceError):
+    """The session was there and is not any more."""
+
+    default_code = "session_gone"
+
+
+class SessionClosed(SessionGone):
+    """The session was closed."""
+
+    default_code = "session_closed"
+
+
+class SessionExpired(SessionGone):
+    """The session's time to live has passed."""
+
+    default_code = "session_expired"
+
+
+class Conflict(ServiceError):
+    """The request does not fit the session's state."""
+
+    default_code = "conflict"
+
+
+class NoOpenEpisode(Conflict):
+    """No episode is open: start one."""
+
+    default_code = "no_open_episode"
+
+
+class WrongEpisode(Conflict):
+    """Another episode is open."""
+
+    default_code = "wrong_episode"
+
+
+class WrongStep(Conflict):
+    """Another step is due."""
+
+    default_code = "wrong_step"
+
+
+class StepNotActed(Conflict):
+    """An outcome was sent for a step whose action was never asked for."""
+
+    default_code = "step_not_acted"
+
+
+class TransitionOutOfOrder(Conflict):
+    """An earlier step of the episode has no outcome yet."""
+
+    default_code = "transition_out_of_order"
+
+
+class DuplicateTransition(Conflict):
+    """Every transition in the request is there already."""
+
+    default_code = "duplicate_transition"
+
+
+class BodyTooLarge(ServiceError):
+    """The request's body is larger than the service takes."""
+
+    default_code = "body_too_large"
+
+
+class ServiceFailed(ServiceError):
+    """The service could not do what it should."""
+
+    default_code = "service_failed"
+
+
+class StorageUnavailable(ServiceFailed):
+    """The service cannot reach its Redis."""
+
+    default_code = "storage_unavailable"
+
+
+class InternalError(ServiceFailed):
+    """The service has a fault; its log has the request id."""
+
+    default_code = "internal_error"
+
+
+_BY_STATUS: dict[int, type[ServiceError]] = {404: NotFound, 409: Conflict, 410: SessionGone, 413: BodyTooLarge, 422: InvalidRequest}
+
+
+def _subclasses(base: type[ServiceError]) -> Iterator[type[ServiceError]]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
+
+
+_BY_CODE: dict[str, type[ServiceError]] = {cls.default_code: cls for cls in _subclasses(ServiceError)}
+
+
+def from_problem(status: int, problem: Mapping[str, Any], request_id: str | None = None) -> ServiceError:
+    """The error for a problem+json answer: by its code, and for a code that this SDK does not know, by its status."""
+    code = problem.get("code")
+    by_status = _BY_STATUS.get(status, ServiceFailed if status >= 500 else ServiceError)
+    cls = _BY_CODE.get(str(code), by_status)
+    return cls(
+        str(problem.get("detail") or problem.get("title") or f"the service answered with status {status}"),
+        code=None if code is None else str(code),
+        status=status,
+        expected=problem.get("expected"),
+        received=problem.get("received"),
+        action=problem.get("action"),
+        request_id=problem.get("request_id") or request_id,
+    )

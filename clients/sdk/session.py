@@ -1,0 +1,241 @@
+"""A session: the control loop, and what can be asked about its task, its learner and its policy."""
+
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
+
+import numpy as np
+
+from clients.sdk.errors import (
+    ConnectionFailed,
+    DuplicateTransition,
+    EpisodeState,
+    InvalidObservation,
+    InvalidRequest,
+    SessionGone,
+    SkilletError,
+    UnexpectedReply,
+)
+from clients.sdk.models import (
+    Action,
+    EpisodeStarted,
+    FinetuningStatus,
+    ModelSpec,
+    PolicyVersions,
+    SessionInfo,
+    TaskPosterior,
+    Transition,
+    TransitionsPosted,
+    parse,
+)
+
+if TYPE_CHECKING:
+    from clients.sdk.client import SkilletClient
+
+
+class Session:
+    """One robot's conversation with the service. Leaving its ``with`` block closes it. Made by SkilletClient, which opens or attaches.
+
+    It numbers episodes and steps itself::
+
+        session.start_episode()
+        action = session.act(observation)
+        while not action.episode_over:
+            observation, reward, terminated, truncated, _ = env.step(action.action)
+            action = session.step(reward, observation, terminated, truncated)
+
+    A call that raised ConnectionFailed can be made again with the same arguments: it has one effect.
+    """
+
+    def __init__(self, client: "SkilletClient", info: SessionInfo) -> None:
+        if info.specs is None:
+            raise UnexpectedReply("the session's reply has no 'specs'", expected="the bundle's spec", received=None)
+        self.id: str = info.session_id
+        self.specs: ModelSpec = info.specs
+        self._client = client
+        self._path = f"/v1/sessions/{quote(info.session_id, safe='')}"
+        self._dim = info.specs.observation.dim
+        self._episode, self._open = info.episode, info.episode_open
+        # The next step to ask an action for, and the next one to report the outcome of. A loop that stopped had one outcome pending.
+        self._next_act = info.step
+        self._next_outcome = max(0, info.step - 1)
+        self._in_doubt = False  # a batch was sent and its reply never came
+
+    @property
+    def episode(self) -> int | None:
+        """Number of the open or last episode; None before the first."""
+        return self._episode
+
+    def info(self) -> SessionInfo:
+        """The session as the service has it now."""
+        return parse(SessionInfo, self._client.call("GET", self._path))
+
+    def start_episode(self) -> EpisodeStarted:
+        """Start the next episode; one that is still open ends as truncated.
+
+        Not safe to send twice as it stands, so after a lost reply the session is read to see whether the episode has begun.
+        """
+        try:
+            started = self._post_episode()
+        except ConnectionFailed as error:
+            if not error.request_sent:
+                raise
+            info = self.info()
+            begun = info.episode_open and info.step == 0 and info.episode is not None and info.episode != self._episode
+            started = EpisodeStarted(info.episode, info.phase) if begun and info.episode is not None else self._post_episode()
+        self._episode, self._open, self._next_act, self._next_outcome = started.episode, True, 0, 0
+        return started
+
+    def act(self, observation: Any) -> Action:
+        """The action for ``observation`` [S], at the episode's next step. May run ahead of `post_transitions`.
+
+        Raises InvalidObservation, EpisodeState, Conflict.
+        """
+        body = {"episode": self._require_episode(), "step": self._next_act, "observation": self._checked(observation)}
+        action = _action(self._client.call("POST", f"{self._path}/act", body))
+        self._next_act += 1
+        return action
+
+    def step(self, reward: float, next_observation: Any, terminated: bool, truncated: bool) -> Action:
+        """Report the outcome of the last action and get the next one: ``next_observation`` [S].
+
+        The reply to an outcome that is terminated or truncated has ``episode_over`` and no action.
+        Raises InvalidObservation, InvalidRequest (reward not finite), EpisodeState, Conflict.
+        """
+        episode, step = self._require_episode(), self._next_outcome
+        if step != self._next_act - 1:
+            ahead = self._next_act - step
+            raise EpisodeState(
+                f"step reports the outcome of the last action, and {ahead} actions have no outcome yet",
+                action="call act first" if ahead == 0 else "post the earlier ones with post_transitions",
+            )
+        body = {"episode": episode, "step": step, **self._outcome(reward, next_observation, terminated, truncated)}
+        action = _action(self._client.call("POST", f"{self._path}/step", body))
+        self._next_outcome += 1
+        self._next_act += 1
+        self._open = not action.episode_over
+        return action
+
+    def post_transitions(self, transitions: Iterable[Transition]) -> TransitionsPosted | None:
+        """Report outcomes of actions that `act` gave, oldest first, 1 to 1000 of them.
+
+        None when the service had them all: an earlier attempt had come through and its reply was lost.
+        """
+        episode, first = self._require_episode(), self._next_outcome
+        batch = [
+            {"episode": episode, "step": first + offset, **self._outcome(t.reward, t.next_observation, t.terminated, t.truncated)}
+            for offset, t in enumerate(transitions)
+        ]
+        try:
+            posted = parse(TransitionsPosted, self._client.call("POST", f"{self._path}/transitions", {"transitions": batch}))
+        except ConnectionFailed as error:
+            self._in_doubt = self._in_doubt or error.request_sent
+            raise
+        except DuplicateTransition as error:
+            if error.attempts == 1 and not self._in_doubt:
+                raise
+            posted = None
+        self._in_doubt = False
+        self._next_outcome += len(batch)
+        self._open = not any(t["terminated"] or t["truncated"] for t in batch)
+        return posted
+
+    def task(self) -> TaskPosterior:
+        """The task posterior."""
+        return parse(TaskPosterior, self._client.call("GET", f"{self._path}/task"))
+
+    def finetuning(self, wait_s: float = 0.0) -> FinetuningStatus:
+        """Where the learner stands; with ``wait_s`` (at most 60) answers as soon as it has caught up with the completed episodes."""
+        query = f"?wait_s={wait_s:g}" if wait_s else ""
+        return parse(FinetuningStatus, self._client.call("GET", f"{self._path}/finetuning{query}", extra_s=wait_s))
+
+    def pause(self) -> FinetuningStatus:
+        """Let the learner stop with this session; acting goes on."""
+        return parse(FinetuningStatus, self._client.call("PATCH", f"{self._path}/finetuning", {"paused": True}))
+
+    def resume(self) -> FinetuningStatus:
+        """Let the learner go on with this session."""
+        return parse(FinetuningStatus, self._client.call("PATCH", f"{self._path}/finetuning", {"paused": False}))
+
+    def force_phase(self, phase: str | None) -> SessionInfo:
+        """Hold a phase (exploring, adapted, finetuning) from the next episode on; None returns to the automatic order."""
+        return parse(SessionInfo, self._client.call("PATCH", self._path, {"phase": phase}))
+
+    def policy(self) -> PolicyVersions:
+        """The policy versions."""
+        return parse(PolicyVersions, self._client.call("GET", f"{self._path}/policy"))
+
+    def rollback(self, version: int | None = None) -> PolicyVersions:
+        """Go back to ``version`` (None: the one before the current). Without a version it is not sent twice."""
+        body = {} if version is None else {"version": version}
+        return parse(PolicyVersions, self._client.call("POST", f"{self._path}/policy/rollback", body, repeatable=version is not None))
+
+    def close(self) -> None:
+        """Close the session. One that is closed or expired already is left as it is."""
+        with suppress(SessionGone):
+            self._client.call("DELETE", self._path)
+        self._open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+            return
+        with suppress(SkilletError):  # the error that ended the block is the one to tell
+            self.close()
+
+    def _post_episode(self) -> EpisodeStarted:
+        return parse(EpisodeStarted, self._client.call("POST", f"{self._path}/episodes", {}, repeatable=False))
+
+    def _require_episode(self) -> int:
+        if self._episode is None or not self._open:
+            raise EpisodeState("no episode is open", action="call start_episode first")
+        return self._episode
+
+    def _outcome(self, reward: float, next_observation: Any, terminated: bool, truncated: bool) -> dict[str, Any]:
+        reward = float(reward)
+        if not math.isfinite(reward):
+            raise InvalidRequest("the reward cannot be sent", expected="a finite number", received=reward)
+        observation = self._checked(next_observation)
+        return {"reward": reward, "next_observation": observation, "terminated": bool(terminated), "truncated": bool(truncated)}
+
+    def _checked(self, observation: Any) -> list[float]:
+        try:
+            vector = np.asarray(observation, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidObservation("the observation is no vector of numbers", expected=self._wanted(), received=repr(error)) from error
+        if vector.shape != (self._dim,):
+            raise InvalidObservation("the observation has the wrong shape", expected=self._wanted(), received=f"shape {list(vector.shape)}")
+        values: list[float] = vector.tolist()
+        if not all(map(math.isfinite, values)):
+            bad = {name: value for name, value in zip(self.specs.observation.names, values, strict=True) if not math.isfinite(value)}
+            raise InvalidObservation("the observation has numbers that are not finite", expected=self._wanted(), received=bad)
+        return values
+
+    def _wanted(self) -> str:
+        spec = self.specs.observation
+        return f"{spec.dim} finite numbers: " + ", ".join(f"{name} [{unit}]" for name, unit in zip(spec.names, spec.units, strict=True))
+
+
+def _action(data: Any) -> Action:
+    """`parse` for the control loop, without its per-field work."""
+    try:
+        values = data["action"]
+        return Action(
+            data["episode"],
+            data["step"],
+            None if values is None else np.array(values, np.float32),
+            data.get("skill_step"),
+            data["policy_version"],
+            data["task_version"],
+            data["phase"],
+            data["episode_over"],
+            data.get("replayed", False),
+        )
+    except (KeyError, TypeError, ValueError):
+        return parse(Action, data)  # says what is wrong
