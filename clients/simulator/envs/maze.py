@@ -7,11 +7,13 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.simulator.envs.offscreen import OffscreenRenderer
 from clients.simulator.layout import WALL, Cell, load_maze
 
 MAX_SPEED = 5.0
 """Speed in m/s to which each axis is clipped before a physics step."""
 TIMESTEP_S = 0.01
+PICTURE_SIZE = 480
 RESET_OPTIONS = ("start", "velocity")
 
 
@@ -44,9 +46,10 @@ def maze_mjcf(layout: tuple[str, ...]) -> str:
     <body name="ball">
       <joint name="x" type="slide" axis="1 0 0"/>
       <joint name="y" type="slide" axis="0 1 0"/>
-      <geom name="ball" type="sphere" size=".1" contype="1" conaffinity="2" rgba=".12 .47 .71 1"/>
+      <geom name="ball" type="sphere" size=".1" contype="1" conaffinity="2" rgba=".80 .20 .12 1"/>
+      <site name="marker" type="cylinder" size=".3 .01" rgba=".85 .25 .15 .8"/>
     </body>
-    <site name="goal" type="cylinder" size="1 .01" pos="0 0 -.18" rgba=".2 .7 .3 0"/>
+    <site name="goal" type="cylinder" size="1 .01" pos="0 0 -.4" rgba=".2 .7 .3 0"/>
   </worldbody>
   <actuator>
     <motor name="x" joint="x"/>
@@ -99,6 +102,10 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.render_mode = render_mode
         self.model = mujoco.MjModel.from_xml_string(maze_mjcf(self.maze.layout))
         self.data = mujoco.MjData(self.model)
+        self._renderer: OffscreenRenderer | None = None
+        if self.goal is not None:
+            self.model.site("goal").pos[:2] = self.goal
+            self.model.site("goal").rgba[3] = 0.6
         rows, columns = len(self.layout), len(self.layout[0])
         low, high = np.array([0, 0, -10, -10], np.float32), np.array([rows - 1, columns - 1, 10, 10], np.float32)
         self.observation_space = gym.spaces.Box(low, high, dtype=np.float32)
@@ -165,6 +172,23 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         mujoco.mj_step(self.model, self.data)
         info = self._info()
         return self._observation(), float(info["success"]), info["success"], False, info
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """Picture of the maze from above, RGB [480, 480, 3]: rows downwards, the goal's circle in green; None without ``render_mode``.
+
+        The ball is drawn inside a disc three times its size, which collides with nothing.
+        """
+        if self.render_mode is None:
+            return None
+        if self._renderer is None:
+            self._renderer = OffscreenRenderer(self.model, "top", width=PICTURE_SIZE, height=PICTURE_SIZE)
+        return self._renderer.render(self.data)
+
+    def close(self) -> None:
+        """Free what rendering holds."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
 
     def _check_start(self, start: Any) -> NDArray[np.float64]:
         position = np.asarray(start, dtype=np.float64)

@@ -1,0 +1,72 @@
+"""Pictures of a MuJoCo model without a screen."""
+
+import os
+import sys
+import weakref
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+
+class OffscreenRenderer:
+    """Draws one camera of a model into arrays.
+
+    The drawing backend is ``MUJOCO_GL`` when that is set (``egl``, ``osmesa``, ``glfw``), else EGL on Linux, which needs no display, and
+    the system's own elsewhere. It is loaded here and not on import, so that simulating needs no graphics library.
+
+    Raises:
+        RuntimeError: the backend cannot be loaded; the message says what to install or set.
+    """
+
+    def __init__(self, model: Any, camera: str, *, width: int, height: int) -> None:
+        self._model = model
+        self._context = _gl_context(width, height)
+        self._context.make_current()
+        # EGL is shut down when the interpreter ends: the context has to go before, however the program is left.
+        self._close = weakref.finalize(self, self._context.free)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        self._options = mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = model.camera(camera).id
+        self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
+
+    def render(self, data: Any) -> NDArray[np.uint8]:
+        """Draw the state in ``data``: RGB [height, width, 3], row 0 at the top."""
+        self._context.make_current()
+        # A step leaves the bodies' places as they were before it; these recompute them and touch nothing that a step depends on.
+        for refresh in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
+            refresh(self._model, data)
+        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene)
+        mujoco.mjr_render(self._viewport, self._scene, self._drawing)
+        pixels = np.empty((self._viewport.height, self._viewport.width, 3), np.uint8)
+        mujoco.mjr_readPixels(pixels, None, self._viewport, self._drawing)
+        return np.flipud(pixels).copy()
+
+    def close(self) -> None:
+        """Free the graphics context; a second call does nothing."""
+        if self._close.alive:
+            self._context.make_current()
+            self._drawing.free()
+            self._close()
+
+
+def _gl_context(width: int, height: int) -> Any:
+    backend = os.environ.get("MUJOCO_GL", "").lower() or ("egl" if sys.platform == "linux" else "")
+    try:
+        if backend == "egl":
+            from mujoco.egl import GLContext
+        elif backend == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            GLContext = mujoco.GLContext
+        return GLContext(width, height)
+    except Exception as error:  # a missing library surfaces as ImportError, AttributeError, OSError or an error of PyOpenGL
+        raise RuntimeError(
+            f"cannot draw with the graphics backend {backend or 'of this system'!r} ({type(error).__name__}: {error}). On Linux install "
+            "libegl1 (with Mesa: libgl1-mesa-dri), or libosmesa6 and set MUJOCO_GL=osmesa; or run with render_mode=None"
+        ) from error
