@@ -30,7 +30,9 @@ def save_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".partial")
     # A copy of each: modules share sub-modules (the state features), and safetensors refuses shared memory.
-    save_file({key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}, scratch, {"note": json.dumps(dict(note or {}))})
+    save_file(
+        {key: value.detach().cpu().contiguous().clone() for key, value in flat.items()}, scratch, {"note": json.dumps(dict(note or {}))}
+    )
     os.replace(scratch, path)
 
 

@@ -28,10 +28,7 @@ class CollectConfig(Frozen):
 
     dataset: str = Field(description="Minari dataset id that `collect` writes and `skills` reads")
     observation_key: str | None = Field(default=None, description="key of a dict observation; None for flat observations")
-    episodes: int = Field(default=3000, gt=0)
-    action_noise: float = Field(default=0.1, ge=0, description="standard deviation of the noise on the controller's actions")
-    kick_probability: float = Field(default=0.01, ge=0, le=1, description="chance per step of a random velocity kick")
-    kick_speed: float = Field(default=5.0, ge=0, description="largest speed of a kick, per axis, units/s")
+    demonstrator: dict[str, Any] = Field(default_factory=dict, description="options of the domain's scripted demonstrator")
 
 
 class FeatureConfig(Frozen):
@@ -84,6 +81,9 @@ class MetaConfig(Frozen):
     buffer_per_task: int = Field(default=20_000, gt=0)
     success_share: float = Field(default=1 / 3, ge=0, le=1, description="share of each batch from the task's best episodes")
     return_bound: bool = Field(default=True, description="bound the TD target from below by the episode's discounted return")
+    relabelled_episodes: int = Field(
+        default=4, ge=0, description="episodes of other tasks, an epoch and task, added with the rewards that they would have earned in it"
+    )
     discount: float = Field(default=0.99, gt=0, lt=1)
     polyak: float = Field(default=0.01, gt=0, le=1)
     learning_rate: float = Field(default=1e-3, gt=0)

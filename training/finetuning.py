@@ -28,7 +28,9 @@ from training.replay import TaskReplay
 class LearnerNetworks(torch.nn.Module):
     """What fine-tuning trains: policy (on its frozen skill prior), critics and KL coefficient."""
 
-    def __init__(self, layout: ContextLayout, features: FeatureConfig, skills: SkillConfig, networks: NetworkConfig, kl_target: float) -> None:
+    def __init__(
+        self, layout: ContextLayout, features: FeatureConfig, skills: SkillConfig, networks: NetworkConfig, kl_target: float
+    ) -> None:
         super().__init__()
         self.layout = layout
         state_features = StateFeatures(layout.state_dim, features)
@@ -100,11 +102,9 @@ class Finetuner:
         """Make ``count`` gradient steps. Returns their mean losses and diagnostics (KL in nats)."""
         if not len(self.replay):
             raise RuntimeError("no episode to learn from: call add_episode first")
-        metrics: list[dict[str, Tensor]] = []
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random_state)
-            for _ in range(count):
-                metrics.append(self._step())
+            metrics = [self._step() for _ in range(count)]
             self._random_state = torch.get_rng_state()
         self.updates += count
         self.owed = max(0, self.owed - count)

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import MetaConfig, NetworkConfig, TrainingConfig
-from training.contract.context import ContextLayout
+from training.contract.context import ContextLayout, Floats
 from training.networks.blocks import kl_to_standard
 from training.networks.critic import SkillCritic
 from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillModel
 from training.networks.task_encoder import TaskEncoder
 from training.prior_regularised_sac import Coefficients, actor_terms, critic_loss, critic_target, polyak, step
-from training.replay import Batch, TaskReplay
-from training.rollout import Acting, TaskSimulator, rollout
+from training.replay import SkillEpisode, TaskReplay
+from training.rollout import Acting, TaskSimulator, relabel, rollout
 from training.run_log import RunLog
 
 
@@ -46,7 +46,13 @@ class MetaNetworks:
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """By name, for checkpoints."""
-        return {"skills": self.skills, "encoder": self.encoder, "policy": self.policy, "critic": self.critic, "target_critic": self.target_critic}
+        return {
+            "skills": self.skills,
+            "encoder": self.encoder,
+            "policy": self.policy,
+            "critic": self.critic,
+            "target_critic": self.target_critic,
+        }
 
 
 class MetaLearner:
@@ -136,8 +142,10 @@ class MetaLearner:
 
 
 @torch.no_grad()
-def posterior_means(networks: MetaNetworks, replay: TaskReplay, tasks: Sequence[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Task posteriors of contexts of ``count`` transitions: mean and standard deviation [T, E]; the task prior where there is no context."""
+def posterior_means(
+    networks: MetaNetworks, replay: TaskReplay, tasks: Sequence[int], count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Posterior means and standard deviations [T, E] from contexts of ``count`` transitions; the task prior where there is none."""
     known = [task for task in tasks if replay.size(task)]
     dim = networks.encoder.embedding_dim
     mean, std = torch.zeros(len(tasks), dim), torch.ones(len(tasks), dim)
@@ -193,18 +201,44 @@ class MetaTrainer:
         mean, std = posterior_means(self.networks, self.replay, everything, self.config.meta.posterior_context, self.learner.generator)
         noise = torch.randn(2 * count, mean.shape[-1], generator=self.learner.generator)
         embeddings = torch.cat([noise[:count], mean + std * noise[count:]])
-        episodes, _ = rollout(
+        relabelled = self.config.meta.relabelled_episodes
+        episodes, paths = rollout(
             self.simulator, [*self.tasks, *self.tasks], self.networks.policy, self.networks.skills.decoder, Acting.by_policy(embeddings),
-            horizon=self.config.skills.horizon, layout=self.layout, rng=self.rng,
+            horizon=self.config.skills.horizon, layout=self.layout, rng=self.rng, paths=relabelled > 0,
         )  # fmt: skip
         for index, episode in enumerate(episodes):
             self.replay.add(index % count, episode.rows)
+        if relabelled:
+            self._relabel(episodes, paths)
         prior, posterior = episodes[:count], episodes[count:]
         return {
             "prior_return": float(np.mean([e.episode_return for e in prior])),
             "posterior_return": float(np.mean([e.episode_return for e in posterior])),
             "posterior_success": float(np.mean([e.success for e in posterior])),
         }
+
+    def _relabel(self, episodes: Sequence[SkillEpisode], paths: Sequence[Floats]) -> None:
+        """Add to each task's replay some of the other tasks' episodes that would have earned a reward in it."""
+        found: list[list[SkillEpisode]] = [[] for _ in self.tasks]
+        for index, (episode, path) in enumerate(zip(episodes, paths, strict=True)):
+            rewards, ends, terminated = self.simulator.judge(path, self.tasks)
+            for task in np.flatnonzero(rewards.any(1)):
+                if task != index % len(self.tasks):
+                    found[task].append(
+                        relabel(
+                            episode,
+                            path,
+                            rewards[task],
+                            int(ends[task]),
+                            terminated=bool(terminated[task]),
+                            layout=self.layout,
+                            horizon=self.config.skills.horizon,
+                        )
+                    )
+        for task, candidates in enumerate(found):
+            count = min(len(candidates), self.config.meta.relabelled_episodes)
+            for chosen in self.rng.choice(len(candidates), count, replace=False) if count else ():
+                self.replay.add(task, candidates[chosen].rows)
 
     def run(self) -> MetaNetworks:
         """Train until the configured number of updates; resumable."""

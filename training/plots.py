@@ -1,9 +1,23 @@
-"""The maze as a background of training's plots."""
+"""Plots of the stages: skills on the maze, success over training, task embeddings, the learning curve on unseen tasks."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
 
 import numpy as np
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from training.contract.context import Floats
+from training.statistics import bootstrap_interval
+
+SMOOTHING = 10
+"""Epochs over which training curves are averaged."""
 
 
 def draw_maze(ax: Axes, layout: Sequence[str]) -> None:
@@ -11,3 +25,73 @@ def draw_maze(ax: Axes, layout: Sequence[str]) -> None:
     walls = np.array([[cell == "#" for cell in row] for row in layout])
     ax.imshow(walls, cmap="Greys", vmin=0, vmax=1.4, interpolation="nearest", zorder=0)
     ax.set(xticks=[], yticks=[], aspect="equal")
+
+
+def plot_skills(layout: Sequence[str], paths: Sequence[Floats], file: Path, shown: int = 24) -> None:
+    """Paths [n, S] of skills sampled from the prior, each its own colour, on the maze."""
+    figure, ax = plt.subplots(figsize=(6, 6.4), layout="constrained")
+    draw_maze(ax, layout)
+    for index, path in enumerate(paths[:shown]):
+        ax.plot(path[:, 1], path[:, 0], lw=0.9, alpha=0.75, color=plt.get_cmap("turbo")(index / max(1, shown - 1)))
+    ax.plot(paths[0][0, 1], paths[0][0, 0], "o", color="black", ms=7)
+    ax.set_title(f"{min(shown, len(paths))} episodes of skills from the skill prior")
+    _write(figure, file)
+
+
+def plot_meta_training(log: Path, file: Path) -> None:
+    """Success of training tasks, KL to the skill prior and critic loss over updates, from the stage's JSONL log."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    at = np.array([line["at"] for line in lines])
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    panels = (
+        ("return on the training tasks", {"prior_return": "e from the task prior", "posterior_return": "e from the posterior"}),
+        ("KL(meta-policy || skill prior), nats", {"kl_prior": "task prior", "kl_posterior": "posterior"}),
+        ("critic loss", {"critic_loss": "critics"}),
+    )
+    for ax, (title, series) in zip(axes, panels, strict=True):
+        for key, label in series.items():
+            ax.plot(at, _smooth(np.array([line[key] for line in lines])), label=label)
+        ax.set(title=title, xlabel="gradient steps")
+        ax.legend(frameon=False)
+        ax.grid(alpha=0.3)
+    axes[2].set_yscale("log")
+    _write(figure, file)
+
+
+def plot_task_embeddings(embeddings: NDArray[np.float32], tasks: NDArray[np.float64], file: Path) -> None:
+    """Posterior means [T, E] of the training tasks by their two principal axes, coloured by each coordinate of the tasks [T, 2]."""
+    centred = embeddings - embeddings.mean(0)
+    plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained")
+    for axis, (ax, name) in enumerate(zip(axes, ("row", "column"), strict=True)):
+        points = ax.scatter(plane[:, 0], plane[:, 1], c=tasks[:, axis], cmap="viridis", s=50)
+        figure.colorbar(points, ax=ax, label=f"goal's {name}")
+        ax.set(xlabel="first principal axis", ylabel="second principal axis", title=f"task embeddings by the goal's {name}")
+    _write(figure, file)
+
+
+def plot_learning_curve(success: NDArray[np.float64], conditioning: int, file: Path) -> None:
+    """Mean success [sessions, episodes] with its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    mean = success.mean(0)
+    band = np.array([bootstrap_interval(column, rng) for column in success.T])
+    figure, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    episodes = np.arange(1, len(mean) + 1)
+    ax.fill_between(episodes, band[:, 0], band[:, 1], alpha=0.2, lw=0)
+    ax.plot(episodes, mean, lw=1.6)
+    ax.axvline(conditioning + 0.5, color="grey", ls=":", label=f"{conditioning} conditioning episodes end")
+    ax.set(xlabel="episode", ylabel="success", ylim=(0, 1.03), title=f"unseen tasks, {len(success)} sessions, mean and 95 % interval")
+    ax.legend(frameon=False, loc="lower right")
+    ax.grid(alpha=0.3)
+    _write(figure, file)
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    width = min(SMOOTHING, len(values))
+    padded = np.concatenate([np.full(width - 1, values[0]), values])
+    return np.convolve(padded, np.ones(width) / width, "valid")
+
+
+def _write(figure: plt.Figure, file: Path) -> None:
+    figure.savefig(file, dpi=130)
+    plt.close(figure)

@@ -32,7 +32,15 @@ class Coefficients(nn.Module):
 
 
 def critic_target(
-    batch: Batch, embedding: Tensor, policy: MetaPolicy, target_critic: SkillCritic, alpha: Tensor, *, discount: float, kl_clip: float, return_bound: bool
+    batch: Batch,
+    embedding: Tensor,
+    policy: MetaPolicy,
+    target_critic: SkillCritic,
+    alpha: Tensor,
+    *,
+    discount: float,
+    kl_clip: float,
+    return_bound: bool,
 ) -> Tensor:
     """y = r + (1 - d) gamma [min_i Qbar_i(s', z', e) - alpha clip(KL(pi || p))], bounded from below by the observed discounted return. [B].
 

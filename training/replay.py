@@ -32,7 +32,9 @@ class Batch:
 
     def flat(self) -> "Batch":
         """Tasks and transitions in one axis."""
-        return Batch(*(t.flatten(0, 1) for t in (self.state, self.skill, self.reward, self.terminated, self.next_state, self.discounted_return)))
+        return Batch(
+            *(t.flatten(0, 1) for t in (self.state, self.skill, self.reward, self.terminated, self.next_state, self.discounted_return))
+        )
 
 
 class TaskReplay:
@@ -76,7 +78,11 @@ class TaskReplay:
         best = self._best[task]
         if best is None:
             returns = self.episode_return[task, : self.size(task)]
-            best = torch.nonzero((returns > 0) & (returns >= torch.quantile(returns, 0.75))).flatten() if len(returns) else torch.empty(0, dtype=torch.long)
+            best = (
+                torch.nonzero((returns > 0) & (returns >= torch.quantile(returns, 0.75))).flatten()
+                if len(returns)
+                else torch.empty(0, dtype=torch.long)
+            )
             self._best[task] = best
         return best
 
@@ -104,7 +110,12 @@ class TaskReplay:
         """Rows [..., D] by part."""
         layout = self.layout
         return Batch(
-            rows[..., layout.state], rows[..., layout.skill], rows[..., layout.reward], rows[..., layout.terminated], rows[..., layout.next_state], discounted_return
+            rows[..., layout.state],
+            rows[..., layout.skill],
+            rows[..., layout.reward],
+            rows[..., layout.terminated],
+            rows[..., layout.next_state],
+            discounted_return,
         )
 
     def sample_context(self, tasks: list[int], count: int, generator: torch.Generator) -> Tensor:

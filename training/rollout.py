@@ -1,7 +1,7 @@
 """Episodes of skills in a vectorised simulator: the meta-policy picks a skill every H steps, the decoder acts in between."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,9 @@ class TaskSimulator(Protocol):
 
     def step(self, actions: Floats, active: NDArray[np.intp]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
         """Apply actions [K, A] to the episodes ``active`` [K]. Returns their states [K, S], rewards [K] and terminations [K]."""
+
+    def judge(self, path: Floats, tasks: Sequence[Any]) -> tuple[Floats, NDArray[np.intp], NDArray[np.bool_]]:
+        """What a path [n + 1, S] would have earned in each task: rewards [T, n], steps until its end [T], whether it terminates [T]."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class _Recorder:
     rows: list[list[Floats]]
     steps: NDArray[np.int64]
     terminated: NDArray[np.bool_]
-    paths: list[list[Floats]] = field(default_factory=list)
+    paths: Floats | None
 
 
 @torch.no_grad()
@@ -71,7 +74,10 @@ def rollout(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     states = simulator.reset(tasks, rng)
     count = len(tasks)
-    record = _Recorder([[] for _ in tasks], np.zeros(count, np.int64), np.zeros(count, bool), [[s] for s in states] if paths else [])
+    record = _Recorder([[] for _ in tasks], np.zeros(count, np.int64), np.zeros(count, bool), None)
+    if paths:
+        record.paths = np.zeros((count, simulator.episode_steps + 1, states.shape[1]), np.float32)
+        record.paths[:, 0] = states
     active = np.arange(count)
     for began in range(0, simulator.episode_steps, horizon):
         before = states[active]
@@ -84,8 +90,8 @@ def rollout(
             rewards[alive] += reward
             record.steps[owner[alive]] += 1
             record.terminated[owner[alive]] |= ended
-            for index in owner[alive] if paths else ():
-                record.paths[index].append(states[index].copy())
+            if record.paths is not None:
+                record.paths[owner[alive], record.steps[owner[alive]]] = after
             alive = alive[~ended]
             if not len(alive):
                 break
@@ -99,8 +105,29 @@ def rollout(
     episodes = []
     for index in range(count):
         stacked = np.stack(record.rows[index])
-        episodes.append(SkillEpisode(stacked, int(record.steps[index]), float(stacked[:, layout.reward].sum()), bool(record.terminated[index])))
-    return episodes, [np.stack(path) for path in record.paths]
+        episodes.append(
+            SkillEpisode(stacked, int(record.steps[index]), float(stacked[:, layout.reward].sum()), bool(record.terminated[index]))
+        )
+    return episodes, [] if record.paths is None else [path[: steps + 1] for path, steps in zip(record.paths, record.steps, strict=True)]
+
+
+def relabel(
+    episode: SkillEpisode, path: Floats, rewards: Floats, steps: int, *, terminated: bool, layout: ContextLayout, horizon: int
+) -> SkillEpisode:
+    """An episode with its path [n + 1, S] as it would have gone in another task: rewards [n], ended after ``steps``.
+
+    The idea is hindsight relabelling (Andrychowicz et al. 2017).
+
+    Skills do not depend on the task, so the transitions stay true; only rewards, the end and the last next state change.
+    """
+    count = -(-steps // horizon)
+    rows = episode.rows[:count].copy()
+    starts = np.arange(0, steps, horizon)
+    rows[:, layout.reward] = np.add.reduceat(rewards[:steps], starts)
+    rows[:, layout.terminated] = 0.0
+    rows[-1, layout.terminated] = float(terminated)
+    rows[-1, layout.next_state] = path[steps]
+    return SkillEpisode(rows, steps, float(rewards[:steps].sum()), terminated)
 
 
 def _choose_skills(

@@ -22,8 +22,14 @@ class RunLog:
         self._total, self._printed = total, 0.0
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn(f"[bold]{stage}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=self._console, disable=not sys.stderr.isatty(),
+            TextColumn(f"[bold]{stage}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task(stage, total=total, text="")
 
@@ -44,9 +50,13 @@ class RunLog:
         self.advance(at)
         elapsed_s = time.monotonic() - self._began
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"at": at, "elapsed_s": round(elapsed_s, 3), **{k: round(float(v), 6) for k, v in metrics.items()}}) + "\n")
+            file.write(
+                json.dumps({"at": at, "elapsed_s": round(elapsed_s, 3), **{k: round(float(v), 6) for k, v in metrics.items()}}) + "\n"
+            )
         text = " ".join(f"{key} {value:.3g}" for key, value in metrics.items())
         self._progress.update(self._task, text=text)
         if self._progress.disable and (elapsed_s - self._printed > 10 or at >= self._total):
             self._printed = elapsed_s
-            self._console.print(f"{self._stage}: {at}/{self._total} {self._unit}, {elapsed_s:.0f} s, {text}", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"{self._stage}: {at}/{self._total} {self._unit}, {elapsed_s:.0f} s, {text}", highlight=False, soft_wrap=True
+            )

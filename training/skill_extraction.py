@@ -26,7 +26,9 @@ class SkillWindows:
     def __init__(self, episodes: Sequence[Episode], horizon: int) -> None:
         usable = [episode for episode in episodes if len(episode.actions) >= horizon]
         if not usable:
-            raise ValueError(f"no episode has the {horizon} steps of a skill; the longest has {max((len(e.actions) for e in episodes), default=0)}")
+            raise ValueError(
+                f"no episode has the {horizon} steps of a skill; the longest has {max((len(e.actions) for e in episodes), default=0)}"
+            )
         self.horizon = horizon
         self.states = torch.from_numpy(np.concatenate([e.observations[:-1] for e in usable]))  # [steps, S]
         self.actions = torch.from_numpy(np.concatenate([e.actions for e in usable]))  # [steps, A]
@@ -72,7 +74,9 @@ class SkillLearner:
         return {"action_mse": reconstruction.detach(), "kl_standard": regularisation.detach(), "kl_prior": prior_fit.detach()}
 
 
-def build_skill_model(config: TrainingConfig, windows: SkillWindows, action_low: NDArray[np.float32], action_high: NDArray[np.float32]) -> SkillModel:
+def build_skill_model(
+    config: TrainingConfig, windows: SkillWindows, action_low: NDArray[np.float32], action_high: NDArray[np.float32]
+) -> SkillModel:
     """A fresh skill model with the data's normaliser."""
     return SkillModel(
         config.features,
@@ -85,7 +89,12 @@ def build_skill_model(config: TrainingConfig, windows: SkillWindows, action_low:
 
 
 def extract_skills(
-    config: TrainingConfig, episodes: Sequence[Episode], action_low: NDArray[np.float32], action_high: NDArray[np.float32], run_dir: Path, device: str = "cpu"
+    config: TrainingConfig,
+    episodes: Sequence[Episode],
+    action_low: NDArray[np.float32],
+    action_high: NDArray[np.float32],
+    run_dir: Path,
+    device: str = "cpu",
 ) -> SkillModel:
     """Train (or go on training) the skill model; checkpoints and metrics in ``run_dir``. Returns it on the CPU, in evaluation mode."""
     torch.manual_seed(config.seed)

@@ -29,3 +29,12 @@ class MazeTasks:
         result = self.simulator.step_tasks(self._states[active], actions, self._goals[active])
         self._states[active] = result.states
         return result.states.astype(np.float32), result.rewards, result.terminated
+
+    def judge(self, path: Floats, tasks: Sequence[tuple[int, int]]) -> tuple[Floats, NDArray[np.intp], NDArray[np.bool_]]:
+        """What a path [n + 1, 4] would have earned for each goal: rewards [T, n], steps until its end [T], success [T]."""
+        reached = self.simulator.reached(path[None, 1:], np.asarray(tasks, np.float32)[:, None])  # [T, n]
+        hit = reached.any(1)
+        first = np.where(hit, reached.argmax(1), len(path) - 2)
+        rewards = np.zeros(reached.shape, np.float32)
+        rewards[hit, first[hit]] = 1.0
+        return rewards, first + 1, hit

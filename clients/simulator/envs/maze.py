@@ -92,7 +92,13 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     ``reset`` takes ``options={"start": (x, y), "velocity": (vx, vy)}``, each optional, each exact (without noise).
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 100, "control_period_s": TIMESTEP_S}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 100,
+        "control_period_s": TIMESTEP_S,
+        "observation": [("x", "m"), ("y", "m"), ("vx", "m/s"), ("vy", "m/s")],
+        "action": [("force along x", "100 N"), ("force along y", "100 N")],
+    }
 
     def __init__(self, goal: Cell | None = None, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):

@@ -1,0 +1,52 @@
+"""``python -m training STAGE --config maze``: every stage of the pipeline, resumable, each from what the former left."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.config import load_config, presets
+from training.contract.errors import SkilletError
+from training.stages import STAGES, Run
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name:10} {(stage.__doc__ or '').splitlines()[0]}" for name, stage in STAGES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train skills and a meta-policy from offline data, and export them as a bundle.",
+        epilog=f"stages, in their order:\n{lines}\n  all        every stage; those that are complete are skipped\n\n"
+        "A stage that was interrupted goes on from its checkpoint when it is started again.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=[*STAGES, "all"], metavar="STAGE")
+    parser.add_argument("--config", required=True, help=f"a preset ({', '.join(presets())}) or a TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="e.g. --set meta.updates=5000")
+    parser.add_argument("--run", type=Path, help="folder of checkpoints, logs and plots (default: runs/NAME-seedSEED)")
+    parser.add_argument("--bundle", type=Path, help="where `export` writes (default: bundles/NAME)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where skills and networks are trained")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage, or all. Returns the exit code."""
+    options = _parser().parse_args(arguments)
+    command = "python -m training " + shlex.join(arguments if arguments is not None else sys.argv[1:])
+    try:
+        config = load_config(options.config, options.overrides)
+        run = Run(config, options.run, options.bundle, command=command, device=options.device, threads=options.threads)
+        for name in STAGES if options.stage == "all" else [options.stage]:
+            STAGES[name](run)
+    except SkilletError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; start the same command again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

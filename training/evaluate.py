@@ -1,0 +1,115 @@
+"""The whole target-task protocol offline (SiMPL, section 4.3): condition, encode, act, fine-tune, for tasks x seeds side by side."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.config import TrainingConfig
+from training.contract.bundle import Bundle
+from training.contract.context import ContextLayout, Floats, select_context
+from training.contract.exploration import Phase, automatic_phase, plan_episode
+from training.finetuning import Finetuner
+from training.meta_training import MetaNetworks
+from training.networks.meta_policy import MetaPolicy
+from training.rollout import Acting, TaskSimulator, rollout
+from training.run_log import RunLog
+
+
+@dataclass
+class TargetSession:
+    """One target task: its context so far, its learner once it has one."""
+
+    task: Any
+    seed: int
+    policy: MetaPolicy
+    context: list[Floats] = field(default_factory=list)
+    rewarded: bool = False
+    embedding: Floats | None = None
+    learner: Finetuner | None = None
+    returns: list[float] = field(default_factory=list)
+    successes: list[bool] = field(default_factory=list)
+
+
+class TargetProtocol:
+    """Runs sessions in lock-step with the rules that the service follows (`training.contract.exploration`)."""
+
+    def __init__(
+        self, config: TrainingConfig, networks: MetaNetworks, bundle: Bundle, simulator: TaskSimulator, *, finetuning: bool = True
+    ) -> None:
+        self.config, self.networks, self.bundle, self.simulator, self.finetuning = config, networks, bundle, simulator, finetuning
+        self.layout = ContextLayout(bundle.manifest.spec.state_dim, bundle.manifest.spec.skill_dim)
+
+    def run(self, tasks: Sequence[Any], seeds: Sequence[int], run_dir: Path) -> list[TargetSession]:
+        """All tasks with all seeds, to the configured number of episodes."""
+        sessions = [TargetSession(task, seed, self.networks.policy) for seed in seeds for task in tasks]
+        rng = np.random.default_rng([self.config.seed, *seeds])
+        total = self.config.evaluate.episodes
+        with RunLog(run_dir, "evaluate", total, "episodes") as log:
+            for episode in range(total):
+                self._episode(sessions, episode, rng)
+                log.report(episode + 1, {"success": float(np.mean([s.successes[-1] for s in sessions]))})
+        return sessions
+
+    def _episode(self, sessions: list[TargetSession], episode: int, rng: np.random.Generator) -> None:
+        config, spec = self.config.evaluate, self.bundle.manifest.spec
+        embeddings = torch.zeros(len(sessions), spec.task_embedding_dim)
+        plain = torch.zeros(len(sessions), dtype=torch.bool)
+        phases = []
+        for index, session in enumerate(sessions):
+            phase = automatic_phase(episode, config.conditioning_episodes, rewarded=session.rewarded, finetuned=session.learner is not None)
+            plan = plan_episode(
+                phase,
+                seed=session.seed,
+                episode=episode,
+                conditioning_episodes=config.conditioning_episodes,
+                task_embedding_dim=spec.task_embedding_dim,
+            )
+            chosen = plan.task_embedding if plan.task_embedding is not None else self._posterior(session)
+            embeddings[index], plain[index] = torch.from_numpy(chosen), plan.use_skill_prior
+            phases.append(phase)
+        policies = [s.policy for s in sessions] if any(s.learner for s in sessions) else self.networks.policy
+        episodes, _ = rollout(
+            self.simulator, [s.task for s in sessions], policies, self.networks.skills.decoder, Acting(embeddings, plain),
+            horizon=spec.skill_horizon, layout=self.layout, rng=rng,
+        )  # fmt: skip
+        for session, result in zip(sessions, episodes, strict=True):
+            session.context.append(result.rows)
+            session.rewarded |= result.episode_return > 0
+            session.returns.append(result.episode_return)
+            session.successes.append(result.success)
+            if self.finetuning:
+                self._learn(session, episode + 1)
+
+    @torch.no_grad()
+    def _posterior(self, session: TargetSession) -> Floats:
+        if session.learner is not None:
+            return session.learner.task_embedding.numpy()
+        rows = np.concatenate(session.context) if session.context else np.zeros((0, self.layout.width), np.float32)
+        chosen = torch.from_numpy(select_context(rows, self.layout, self.bundle.manifest.spec.max_context))[None]
+        return self.networks.encoder(chosen, torch.ones(chosen.shape[:2]))[0][0].numpy()
+
+    def _learn(self, session: TargetSession, episodes: int) -> None:
+        """What the service's learner does when an episode is complete."""
+        conditioning = self.config.evaluate.conditioning_episodes
+        if automatic_phase(episodes, conditioning, rewarded=session.rewarded, finetuned=True) is Phase.EXPLORING:
+            return
+        if session.learner is None:
+            session.learner = Finetuner.from_bundle(self.bundle, self._posterior(session), session.seed)
+            for rows in session.context[:-1]:
+                session.learner.add_episode(rows)
+        session.learner.add_episode(session.context[-1])
+        session.learner.update(session.learner.updates_due())
+        session.policy = session.learner.networks.policy
+
+
+def write_results(sessions: Sequence[TargetSession], path: Path) -> NDArray[np.float64]:
+    """Each session's returns and successes as JSON. Returns success [sessions, episodes]."""
+    content = [{"task": list(s.task), "seed": s.seed, "returns": s.returns, "successes": s.successes} for s in sessions]
+    path.write_text(json.dumps(content) + "\n")
+    return np.array([s.successes for s in sessions], np.float64)

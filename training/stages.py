@@ -1,0 +1,203 @@
+"""The stages in their order. Each reads what the former left in the run's folder and leaves its own checkpoint, log and plots there."""
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from training.checkpoint import load_checkpoint
+from training.config import TrainingConfig
+from training.contract.bundle import Bundle
+from training.contract.context import ContextLayout
+from training.contract.errors import ConfigError
+from training.data import load_episodes, write_minari
+from training.domains import Domain, open_domain
+from training.evaluate import TargetProtocol, write_results
+from training.export import export_bundle
+from training.meta_training import MetaNetworks, MetaTrainer, posterior_means
+from training.networks.meta_policy import MetaPolicy
+from training.networks.skill_model import SkillModel
+from training.plots import plot_learning_curve, plot_meta_training, plot_skills, plot_task_embeddings
+from training.rollout import Acting, rollout
+from training.skill_extraction import extract_skills
+from training.statistics import bootstrap_interval
+
+PRIOR_EPISODES = 100
+"""Episodes by the skill prior alone that the `skills` stage measures and draws."""
+
+
+class Run:
+    """One run of the pipeline: its configuration, its folder, and what it has loaded."""
+
+    def __init__(
+        self, config: TrainingConfig, run_dir: Path | None, bundle_dir: Path | None, *, command: str, device: str = "cpu", threads: int = 0
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
+        if threads:
+            torch.set_num_threads(threads)
+        self.config, self.command, self.device = config, command, device
+        self.dir = run_dir or Path("runs") / f"{config.domain.name}-seed{config.seed}"
+        self.bundle_dir = bundle_dir or Path("bundles") / config.domain.name
+        self.console = Console(stderr=True, highlight=False)
+        self._keep_config()
+
+    @cached_property
+    def domain(self) -> Domain:
+        """The environment, simulator and tasks."""
+        return open_domain(self.config)
+
+    @cached_property
+    def skills(self) -> SkillModel:
+        """The trained skills."""
+        low, high = (torch.from_numpy(limit) for limit in self.domain.action_limits)
+        state_dim = self.domain.spec().state_dim
+        mean, std = torch.zeros(state_dim), torch.ones(state_dim)
+        model = SkillModel(self.config.features, self.config.skills, state_mean=mean, state_std=std, action_low=low, action_high=high)
+        note = load_checkpoint(self.need("skills"), modules={"model": model})[1]
+        if note["steps"] < self.config.skills.steps:
+            raise ConfigError(
+                f"skill extraction stands at step {note['steps']} of {self.config.skills.steps}: finish the stage 'skills' first"
+            )
+        return model.eval()
+
+    def trainer(self) -> MetaTrainer:
+        """The meta-trainer on the trained skills, as yet untrained."""
+        return MetaTrainer(self.config, self.skills, self.domain.simulator, self.domain.train_tasks, self.dir)
+
+    def need(self, stage: str) -> Path:
+        """The checkpoint of a stage. Raises ConfigError when that stage has not run."""
+        path = self.dir / f"{stage}.safetensors"
+        if not path.exists():
+            raise ConfigError(f"no {path}: run the stage {stage!r} first (python -m training {stage} --config {self.config.domain.name})")
+        return path
+
+    def say(self, text: str) -> None:
+        """One line to the person who waits."""
+        self.console.print(text, soft_wrap=True)
+
+    def _keep_config(self) -> None:
+        path, text = self.dir / "config.json", json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        self.dir.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.read_text() != text:
+            old, new = json.loads(path.read_text()), json.loads(text)
+            changed = [key for key in ("domain", "collect", "features", "skills", "networks", "seed") if old.get(key) != new.get(key)]
+            if changed and any(self.dir.glob("*.safetensors")):
+                raise ConfigError(
+                    f"{self.dir} holds a run with another {', '.join(changed)}; choose another folder with --run, or delete it"
+                )
+        path.write_text(text)
+
+
+def collect(run: Run) -> None:
+    """make the offline data and write them as a Minari dataset"""
+    config = run.config
+    episodes = run.domain.collect()
+    steps = sum(len(episode) for episode in episodes)
+    description = f"Reward-free {config.domain.name} trajectories by a scripted demonstrator."
+    path = write_minari(episodes, config.collect.dataset, config.domain.env_id, description=description, overwrite=True)
+    run.say(f"collect: {len(episodes)} episodes, {steps} steps in {path}")
+
+
+def skills(run: Run) -> None:
+    """extract skills from the offline data (SPiRL)"""
+    config = run.config
+    episodes = load_episodes(config.collect.dataset, config.collect.observation_key)
+    model = extract_skills(config, episodes, *run.domain.action_limits, run.dir, run.device)
+    task = run.domain.test_tasks[0]
+    layout = ContextLayout(len(model.features.mean), config.skills.skill_dim)
+    policy = MetaPolicy(model.prior, config.skills.skill_dim, config.networks)
+    results, paths = rollout(
+        run.domain.simulator, [task] * PRIOR_EPISODES, policy, model.decoder,
+        Acting.by_prior(PRIOR_EPISODES, config.networks.task_embedding_dim),
+        horizon=config.skills.horizon, layout=layout, rng=np.random.default_rng(config.seed), paths=True,
+    )  # fmt: skip
+    cells = np.mean([len({tuple(cell) for cell in np.rint(path[:, :2]).astype(int)}) for path in paths])
+    plot_skills(run.domain.env.get_wrapper_attr("layout"), paths, run.dir / "skills.png")
+    run.say(
+        f"skills: {cells:.1f} cells an episode by the skill prior; {np.mean([r.success for r in results]):.2f} reach {task} by chance; "
+        f"see {run.dir}/skills.png"
+    )
+
+
+def meta(run: Run) -> None:
+    """meta-train task encoder, meta-policy and critics (SiMPL)"""
+    trainer = run.trainer()
+    networks = trainer.run()
+    if not len(trainer.replay):
+        trainer.collect()
+    plot_meta_training(run.dir / "meta.jsonl", run.dir / "meta.png")
+    mean, _ = posterior_means(
+        networks, trainer.replay, range(len(trainer.tasks)), run.config.meta.posterior_context, trainer.learner.generator
+    )
+    plot_task_embeddings(mean.numpy(), np.asarray(trainer.tasks, np.float64), run.dir / "embeddings.png")
+    run.say(f"meta: done; see {run.dir}/meta.png and {run.dir}/embeddings.png")
+
+
+def export(run: Run) -> None:
+    """write the bundle: ONNX graphs checked against torch, weights, manifest"""
+    networks, coefficient, metrics = _trained(run)
+    evaluation = run.dir / "evaluate.json"
+    if evaluation.exists():
+        metrics |= json.loads(evaluation.read_text())["summary"]
+    bundle = export_bundle(
+        run.bundle_dir,
+        config=run.config,
+        networks=networks,
+        coefficient=coefficient,
+        spec=run.domain.spec(),
+        metrics=metrics,
+        command=run.command,
+    )
+    size = sum(entry.bytes for entry in bundle.manifest.files.values())
+    run.say(f"export: {run.bundle_dir}, {size / 2**20:.1f} MiB, digest {bundle.manifest.digest[:12]}")
+
+
+def evaluate(run: Run) -> None:
+    """run the target-task protocol on the unseen tasks, in the simulator"""
+    config = run.config
+    networks, coefficient, _ = _trained(run)
+    scratch = export_bundle(
+        run.dir / "bundle",
+        config=config,
+        networks=networks,
+        coefficient=coefficient,
+        spec=run.domain.spec(),
+        metrics={},
+        command=run.command,
+    )
+    protocol = TargetProtocol(config, networks, Bundle.load(scratch.path), run.domain.simulator)
+    sessions = protocol.run(run.domain.test_tasks, range(config.evaluate.seeds), run.dir)
+    success = write_results(sessions, run.dir / "evaluate-episodes.json")
+    summary = _summary(success, config.evaluate.conditioning_episodes)
+    (run.dir / "evaluate.json").write_text(json.dumps({"summary": summary, "command": run.command}, indent=1) + "\n")
+    plot_learning_curve(success, config.evaluate.conditioning_episodes, run.dir / "evaluate.png")
+    run.say("evaluate: " + ", ".join(f"{name} {value:.3f}" for name, value in summary.items()) + f"; see {run.dir}/evaluate.png")
+
+
+def _trained(run: Run) -> tuple[MetaNetworks, float, dict[str, float]]:
+    trainer = run.trainer()
+    note = load_checkpoint(run.need("meta"), modules=trainer.networks.modules() | trainer.learner.coefficients())[1]
+    if note["updates"] < run.config.meta.updates:
+        raise ConfigError(f"meta-training stands at update {note['updates']} of {run.config.meta.updates}: finish the stage 'meta' first")
+    return trainer.networks, float(trainer.learner.policy_posterior()), {"meta_updates": float(note["updates"])}
+
+
+def _summary(success: np.ndarray, conditioning: int) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    blocks = {"conditioning": slice(0, conditioning), "five_after_conditioning": slice(conditioning, conditioning + 5)}
+    blocks |= {f"episodes_{a}_{b}": slice(a, b) for a, b in ((45, 50), (90, 100)) if success.shape[1] >= b}
+    summary = {}
+    for name, block in blocks.items():
+        values = success[:, block]
+        if values.size:
+            low, high = bootstrap_interval(values.mean(1), rng)
+            summary |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+    return summary
+
+
+STAGES: dict[str, Callable[[Run], None]] = {"collect": collect, "skills": skills, "meta": meta, "evaluate": evaluate, "export": export}
