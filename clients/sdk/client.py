@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
-from clients.sdk.errors import ConnectionFailed, NothingListening, SkilletError, UnexpectedReply, from_problem
+from clients.sdk.errors import ConcurrentUpdate, ConnectionFailed, NothingListening, SkilletError, UnexpectedReply, from_problem
 from clients.sdk.models import BundleSummary, SessionInfo, parse
 from clients.sdk.session import Session
 from clients.sdk.transport import HttpTransport, Reply, Transport
@@ -112,7 +112,7 @@ class SkilletClient:
                 if reply.status < 400:
                     return _decode(reply)
                 error: SkilletError = _refusal(reply)
-                again = repeatable and reply.status in _RETRIED_STATUS
+                again = repeatable and (reply.status in _RETRIED_STATUS or isinstance(error, ConcurrentUpdate))
             except ConnectionFailed as failure:
                 error, again = failure, self._had_reply and (repeatable or not failure.request_sent)
             pause_s = random.uniform(delay_s / 2, delay_s)  # jitter: clients that lost one service do not come back in step

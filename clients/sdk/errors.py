@@ -14,9 +14,11 @@ SkilletError
     │   └── InvalidObservation   422, or found before anything was sent
     ├── NotFound                 404: UnknownSession, UnknownBundle, UnknownVersion
     ├── SessionGone              410: SessionClosed, SessionExpired
-    ├── Conflict                 409: NoOpenEpisode, WrongEpisode, WrongStep, StepNotActed, TransitionOutOfOrder, DuplicateTransition
+    ├── Conflict                 409: NoOpenEpisode, WrongEpisode, WrongStep, StepNotActed, TransitionOutOfOrder, DuplicateTransition,
+    │                            ConcurrentUpdate
+    ├── MethodNotAllowed         405
     ├── BodyTooLarge             413
-    └── ServiceFailed            5xx: StorageUnavailable, InternalError
+    └── ServiceFailed            5xx: StorageUnavailable, InternalError, PolicyOutputInvalid
 """
 
 from collections.abc import Iterator, Mapping
@@ -207,6 +209,18 @@ class DuplicateTransition(Conflict):
     default_code = "duplicate_transition"
 
 
+class ConcurrentUpdate(Conflict):
+    """Other requests kept changing the session at the same moment."""
+
+    default_code = "concurrent_update"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path is there and does not take this method."""
+
+    default_code = "method_not_allowed"
+
+
 class BodyTooLarge(ServiceError):
     """The request's body is larger than the service takes."""
 
@@ -229,6 +243,12 @@ class InternalError(ServiceFailed):
     """The service has a fault; its log has the request id."""
 
     default_code = "internal_error"
+
+
+class PolicyOutputInvalid(ServiceFailed):
+    """The policy gave a number that is not finite; it was not sent."""
+
+    default_code = "policy_output_invalid"
 
 
 _BY_STATUS: dict[int, type[ServiceError]] = {404: NotFound, 409: Conflict, 410: SessionGone, 413: BodyTooLarge, 422: InvalidRequest}

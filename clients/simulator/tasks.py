@@ -1,13 +1,19 @@
 """The simulated domains, and how their tasks are written on a command line."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
 
 from clients.simulator.layout import Cell
+
+RunPlot = Callable[[gym.Env[Any, Any], Mapping[int, NDArray[np.float32]], Sequence[bool], Path, int], None]
+"""Draws a run into a file: the environment, observations [T + 1, S] by episode number, success by episode, the file, K."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Domain:
     task_argument: str
     task_from_text: Callable[[str], Any]
     task_label: Callable[[Any], str]
+    plot: RunPlot | None = None
 
     def make(self, task_text: str, *, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Make the environment of a written task.
@@ -48,6 +55,18 @@ def cell_label(cell: Cell) -> str:
     return f"{cell[0]},{cell[1]}"
 
 
+def plot_maze_run(
+    env: gym.Env[Any, Any], paths: Mapping[int, NDArray[np.float32]], success: Sequence[bool], file: Path, conditioning: int
+) -> None:
+    """Paths of the conditioning episodes and of the last ones, and success per episode."""
+    from clients.simulator.plot import plot_run  # matplotlib takes half a second to load, and most runs draw nothing
+
+    maze: Any = env.unwrapped
+    first = min(paths)  # of a session that is gone on with, earlier episodes were not seen here
+    seen = {episode - first: path for episode, path in paths.items()}
+    plot_run(maze.layout, seen, success, maze.goal, file, conditioning=max(0, conditioning - first), goal_radius=maze.goal_radius)
+
+
 DOMAINS = {
     "maze": Domain(
         name="maze",
@@ -56,6 +75,7 @@ DOMAINS = {
         task_argument="goal",
         task_from_text=cell_from_text,
         task_label=cell_label,
+        plot=plot_maze_run,
     ),
 }
 """Name on the command line -> domain."""

@@ -8,7 +8,7 @@ import pytest
 from clients.sdk import errors
 from tests.clients.servers import http_server, refuses, says
 
-WIRE_CONTRACT = Path(__file__).parents[2] / "docs" / "rest-api.md"
+WIRE_CONTRACT = Path(__file__).parents[3] / "docs" / "rest-api.md"
 
 
 def test_every_code_of_the_wire_contract_has_its_own_error():

@@ -1,0 +1,1 @@
+"""Programs to start from: copy one and put your own robot in."""

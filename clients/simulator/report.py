@@ -1,0 +1,205 @@
+"""What a run tells: a live display, a table at the end, a JSON file."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from clients.sdk import FinetuningStatus
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """One episode: its number, the phase it acted in, the summed reward, the version in use at its end, wall seconds."""
+
+    index: int
+    phase: str
+    total_reward: float
+    success: bool
+    steps: int
+    policy_version: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The episode as it stands in the JSON file."""
+        return {
+            "index": self.index,
+            "phase": self.phase,
+            "return": self.total_reward,
+            "success": self.success,
+            "steps": self.steps,
+            "policy_version": self.policy_version,
+            "seconds": round(self.seconds, 4),
+        }
+
+
+@dataclass
+class StepTimes:
+    """Where the wall time of the control loops went: ``simulator_s`` and ``service_s`` within the steps, ``learner_wait_s`` between."""
+
+    steps: int = 0
+    simulator_s: float = 0.0
+    service_s: float = 0.0
+    learner_wait_s: float = 0.0
+
+
+class Watcher(Protocol):
+    """Is told how a run goes."""
+
+    def episode_started(self, episode: int, phase: str) -> None:
+        """An episode begins."""
+        ...
+
+    def stepped(self, steps: int, total_reward: float, policy_version: int) -> None:
+        """Some steps of the episode are done."""
+        ...
+
+    def waiting(self) -> None:
+        """The next episode waits for the learner."""
+        ...
+
+    def waited(self, status: FinetuningStatus, *, caught_up: bool) -> None:
+        """The learner has caught up, or is not waited for any longer."""
+        ...
+
+
+class Display:
+    """A live line on a terminal; on anything else one plain line per episode."""
+
+    def __init__(self, console: Console, episodes: int) -> None:
+        self._console, self._episodes = console, episodes
+        self._results: list[EpisodeResult] = []
+        self._episode, self._phase, self._doing = 0, "", "starting"
+        self._began = time.perf_counter()
+        self._learner_told = False
+        self._progress = Progress(
+            SpinnerColumn(),
+            MofNCompleteColumn(),
+            BarColumn(20),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            refresh_per_second=5,
+            disable=not console.is_terminal,
+        )
+        self._line = self._progress.add_task("starting", total=episodes)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def episode_started(self, episode: int, phase: str) -> None:
+        """Show the new episode."""
+        self._episode, self._phase, self._began = episode, phase, time.perf_counter()
+
+    def stepped(self, steps: int, total_reward: float, policy_version: int) -> None:
+        """Show the running episode."""
+        rate = steps / (time.perf_counter() - self._began)
+        self._show(f"return {total_reward:g}  policy v{policy_version}  {rate:.0f} steps/s")
+
+    def waiting(self) -> None:
+        """Show that the learner is waited for."""
+        self._show("the learner catches up")
+
+    def waited(self, status: FinetuningStatus, *, caught_up: bool) -> None:
+        """Warn, once, of a learner that failed or fell behind."""
+        if self._learner_told or (caught_up and status.state != "failed"):
+            return
+        self._learner_told = True
+        if status.state == "failed":
+            warning = f"fine-tuning failed: {status.error}"
+        else:
+            seen = f"{status.episodes_learned} of {status.episodes_completed}"
+            warning = f"the learner has seen {seen} episodes; not waiting longer (--max-wait-s)"
+        self._console.print(f"warning: {warning}", style="yellow", highlight=False)
+
+    def episode_finished(self, result: EpisodeResult) -> None:
+        """Count the episode; on a terminal advance the bar, else print a line."""
+        self._results.append(result)
+        self._progress.advance(self._line)
+        if not self._console.is_terminal:
+            outcome = "reached" if result.success else "missed"
+            self._console.print(
+                f"episode {result.index:3d}  {result.phase:10s}  {outcome:7s}  return {result.total_reward:g}  {result.steps} steps  "
+                f"{result.steps / result.seconds:.0f} steps/s  policy v{result.policy_version}",
+                highlight=False,
+            )
+
+    def _show(self, text: str) -> None:
+        success = f"  success {mean([r.success for r in self._results]):.2f}" if self._results else ""
+        self._progress.update(self._line, description=f"episode {self._episode}  {self._phase}{success}  {text}")
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of some numbers, at least one."""
+    return sum(values) / len(values)
+
+
+def blocks(results: Sequence[EpisodeResult], conditioning: int) -> list[tuple[str, list[EpisodeResult]]]:
+    """Episodes in the blocks of the table: conditioning, the five after it, then tens. Empty blocks are left out."""
+    edges = [(0, conditioning, "conditioning"), (conditioning, conditioning + 5, "next five")]
+    last = max((r.index for r in results), default=-1)
+    edges += [(first, first + 10, "") for first in range(conditioning + 5, last + 1, 10)]
+    named = []
+    for first, end, name in edges:
+        inside = [r for r in results if first <= r.index < end]
+        if inside:
+            span = f"{inside[0].index}-{inside[-1].index}"
+            named.append((f"{name} ({span})" if name else span, inside))
+    return named
+
+
+def summary_table(results: Sequence[EpisodeResult], conditioning: int) -> Table:
+    """Mean success, return, steps and seconds per block of episodes."""
+    table = Table("episodes", "phase", "success", "return", "steps", "s/episode", "policy", title="What happened")
+    for name, inside in blocks(results, conditioning):
+        phases = " ".join(dict.fromkeys(r.phase for r in inside))
+        table.add_row(
+            name,
+            phases,
+            f"{mean([r.success for r in inside]):.2f}",
+            f"{mean([r.total_reward for r in inside]):.2f}",
+            f"{mean([r.steps for r in inside]):.0f}",
+            f"{mean([r.seconds for r in inside]):.2f}",
+            f"v{inside[-1].policy_version}",
+        )
+    return table
+
+
+def times_line(times: StepTimes) -> str:
+    """Steps per second and what one step is made of, in one line."""
+    in_loop_s = times.simulator_s + times.service_s
+    if not times.steps or not in_loop_s:
+        return "no complete episode"
+    simulator_ms, service_ms = 1e3 * times.simulator_s / times.steps, 1e3 * times.service_s / times.steps
+    return (
+        f"{times.steps} steps, {times.steps / in_loop_s:.0f} per second: {service_ms:.2f} ms for the service's answer, "
+        f"{simulator_ms:.2f} ms for the simulator; waited {times.learner_wait_s:.1f} s for the learner"
+    )
+
+
+def write_json(path: Path, *, env: str, task: str, seed: int, results: Sequence[EpisodeResult]) -> None:
+    """Write the run's record as a whole: beside its place first, then renamed into it."""
+    record = {"env": env, "task": task, "seed": seed, "episodes": [result.to_json() for result in results]}
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1, allow_nan=False)
+            file.write("\n")
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise

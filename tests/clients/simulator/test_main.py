@@ -1,0 +1,50 @@
+"""The command line: what it refuses, each in one line and with status 2."""
+
+import pytest
+
+from clients.simulator.__main__ import main
+from tests.clients.servers import free_port, http_server, lists
+
+GOOD = ["--env", "maze", "--task", "12,7", "--episodes", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "maz", "--task", "12,7", "--episodes", "2"], "nearest is 'maze'"),
+        (["--env", "maze", "--task", "twelve", "--episodes", "2"], "ROW,COL in whole numbers"),
+        (["--env", "maze", "--task", "0,0", "--episodes", "2"], "in a wall; the nearest free cell is"),
+        (["--env", "maze", "--task", "99,99", "--episodes", "2"], "outside the maze"),
+        (["--env", "maze", "--task", "12,7", "--episodes", "-3"], "at least 1, got '-3'"),
+        (["--env", "maze", "--task", "12,7", "--episodes", "two"], "at least 1, got 'two'"),
+        ([*GOOD, "--conditioning", "-1"], "at least 0, got '-1'"),
+        ([*GOOD, "--max-wait-s", "nan"], "number of seconds"),
+        ([*GOOD, "--json", "no/such/directory/out.json"], "directory that is there"),
+        ([*GOOD, "--url", "ftp://here"], "http://HOST:PORT"),
+        (["--env", "maze"], "required: --task, --episodes"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line_and_status_2(arguments, message, capsys):
+    try:
+        code = main(["--url", "http://127.0.0.1:1", *arguments])
+    except SystemExit as stopped:  # how argparse leaves
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_service_that_is_not_there_is_one_line_and_status_2(capsys):
+    assert main(["--url", f"http://127.0.0.1:{free_port()}", *GOOD]) == 2
+    assert "nothing listens at" in capsys.readouterr().err
+
+
+def test_a_service_whose_bundles_are_for_other_robots_is_named_before_a_session_is_opened(capsys):
+    with http_server(lists("tiny")) as (url, server):
+        assert main(["--url", url, *GOOD]) == 2
+        assert main(["--url", url, *GOOD, "--bundle", "tiny"]) == 2
+    error = capsys.readouterr().err
+    assert "no bundle of the service fits --env maze (skillet/PointMaze-v0)" in error
+    assert "bundle tiny was trained in tiny/Env-v0" in error
+    assert {method for method, _, _ in server.seen} == {"GET"}

@@ -1,0 +1,92 @@
+"""The blocks of the table, the JSON file, the display."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from clients.simulator.report import Display, EpisodeResult, StepTimes, blocks, summary_table, times_line, write_json
+from tests.clients.simulator.test_run import status
+
+
+def episode(index, *, success=False, phase="exploring"):
+    return EpisodeResult(index, phase, 1.0 if success else 0.0, success, 10 + index, index // 10, 0.5)
+
+
+def test_blocks_are_conditioning_then_five_then_tens():
+    named = blocks([episode(i) for i in range(48)], conditioning=20)
+    assert [name for name, _ in named] == ["conditioning (0-19)", "next five (20-24)", "25-34", "35-44", "45-47"]
+    assert [result.index for _, inside in named for result in inside] == list(range(48))
+
+
+def test_blocks_of_a_run_that_ended_early_or_went_on_later_hold_what_is_there():
+    assert [name for name, _ in blocks([episode(0)], conditioning=20)] == ["conditioning (0-0)"]
+    assert [name for name, _ in blocks([episode(30), episode(31)], conditioning=20)] == ["30-31"]
+    assert blocks([], conditioning=20) == []
+
+
+def test_the_json_file_has_exactly_the_agreed_fields(tmp_path):
+    file = tmp_path / "out.json"
+    write_json(file, env="maze", task="12,7", seed=3, results=[episode(0), episode(1, success=True, phase="adapted")])
+    record = json.loads(file.read_text())
+    assert list(record) == ["env", "task", "seed", "episodes"]
+    assert record["episodes"][1] == {
+        "index": 1,
+        "phase": "adapted",
+        "return": 1.0,
+        "success": True,
+        "steps": 11,
+        "policy_version": 0,
+        "seconds": 0.5,
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_a_json_file_that_cannot_be_written_leaves_the_old_one_as_it_was(tmp_path):
+    file = tmp_path / "out.json"
+    file.write_text("old")
+    broken = EpisodeResult(0, "exploring", float("nan"), False, 1, 0, 0.5)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(file, env="maze", task="12,7", seed=3, results=[broken])
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_without_a_terminal_each_episode_is_one_plain_line_and_trouble_with_the_learner_is_told_once():
+    out = io.StringIO()
+    with Display(Console(file=out, width=160), episodes=2) as display:
+        display.episode_started(0, "exploring")
+        display.stepped(32, 0.0, 0)
+        display.episode_finished(episode(0))
+        display.waiting()
+        for _ in range(2):
+            display.waited(status(0, state="failed"), caught_up=True)
+        display.episode_finished(episode(1, success=True, phase="adapted"))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "episode   0  exploring" in lines[0]
+    assert lines[1].startswith("warning: fine-tuning failed")
+    assert "adapted     reached  return 1  11 steps" in lines[2]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_gets_one_live_line_with_phase_success_return_and_version():
+    out = io.StringIO()
+    with Display(Console(file=out, width=160, force_terminal=True), episodes=2) as display:
+        display.episode_finished(episode(0, success=True))
+        display.episode_started(1, "adapted")
+        display.stepped(64, 0.5, 3)
+    assert all(part in out.getvalue() for part in ("episode 1", "adapted", "success 1.00", "return 0.5", "policy v3", "steps/s"))
+
+
+def test_the_table_gives_the_mean_success_of_each_block():
+    out = io.StringIO()
+    Console(file=out, width=160).print(summary_table([episode(0), episode(1, success=True)], conditioning=1))
+    assert "conditioning (0-0)" in out.getvalue()
+    assert "1.00" in out.getvalue().splitlines()[-2]
+
+
+def test_the_times_say_what_one_step_is_made_of():
+    line = times_line(StepTimes(steps=1000, simulator_s=0.1, service_s=0.4, learner_wait_s=2.0))
+    assert line == "1000 steps, 2000 per second: 0.40 ms for the service's answer, 0.10 ms for the simulator; waited 2.0 s for the learner"

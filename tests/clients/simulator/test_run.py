@@ -1,0 +1,57 @@
+"""Waiting for the learner, and the seeds of a run."""
+
+import time
+
+from clients.sdk import FinetuningStatus
+from clients.simulator.run import has_caught_up, reset_seed, wait_for_learner
+
+
+def status(learned, *, completed=7, state="running", enabled=True, paused=False):
+    return FinetuningStatus(
+        enabled=enabled,
+        paused=paused,
+        state=state,
+        episodes_completed=completed,
+        episodes_learned=learned,
+        updates=0,
+        losses={},
+        policy_version=0,
+        error=None,
+    )
+
+
+def test_it_asks_until_the_learner_has_seen_every_completed_episode():
+    answers, waits = [status(5), status(6), status(7), status(7)], []
+
+    def ask(wait_s):
+        waits.append(wait_s)
+        return answers.pop(0)
+
+    assert wait_for_learner(ask, 200.0).episodes_learned == 7
+    assert len(answers) == 1
+    assert waits == [60.0, 60.0, 60.0], "the service takes at most 60 s at a time"
+
+
+def test_it_gives_up_after_the_bound_and_returns_where_the_learner_stands():
+    waits = []
+
+    def ask(wait_s):
+        waits.append(wait_s)
+        time.sleep(wait_s)  # as the service does
+        return status(5)
+
+    assert not has_caught_up(wait_for_learner(ask, 0.05))
+    assert sum(waits) <= 0.06
+
+
+def test_a_learner_that_will_not_go_on_by_itself_is_not_waited_for():
+    assert has_caught_up(status(0, enabled=False))
+    assert has_caught_up(status(0, paused=True))
+    assert has_caught_up(status(0, state="failed"))
+    assert not has_caught_up(status(0, state="queued"))
+
+
+def test_each_episode_of_each_seed_starts_from_its_own_reset_seed():
+    seeds = {(seed, episode): reset_seed(seed, episode) for seed in range(5) for episode in range(20)}
+    assert len(set(seeds.values())) == 100
+    assert reset_seed(3, 4) == seeds[3, 4]
