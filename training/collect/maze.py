@@ -89,8 +89,15 @@ def _distances_from(walls: NDArray[np.uint8], source: tuple[int, int]) -> NDArra
     return distances
 
 
-class _Follower:
-    """Waypoint controllers of ``B`` episodes: each heads for a jittered point in the next cell of its path."""
+class Follower:
+    """Waypoint controllers of ``B`` episodes: each heads for a jittered point in the next cell of its path.
+
+    Args:
+        config: gains, noise and waypoints.
+        planner: shortest paths.
+        goals: [B], rows of ``planner.cells``.
+        cells: [B, 2], where the episodes start.
+    """
 
     def __init__(self, config: MazeCollectConfig, planner: GridPlanner, goals: NDArray[np.intp], cells: NDArray[np.intp]) -> None:
         self.config, self.planner, self.goals = config, planner, goals
@@ -132,7 +139,7 @@ def _roll_out(
     states = np.empty((count, 4))
     states[:, :2] = planner.cells[starts] + rng.uniform(-config.start_spread, config.start_spread, (count, 2))
     states[:, 2:] = rng.uniform(-config.kick_speed, config.kick_speed, (count, 2))
-    follower = _Follower(config, planner, goals, planner.cells[starts])
+    follower = Follower(config, planner, goals, planner.cells[starts])
     follower.aim(planner.cells[starts], np.ones(count, bool), rng)
     observations = np.zeros((count, config.max_steps + 1, 4), np.float32)
     actions = np.zeros((count, config.max_steps, 2), np.float32)

@@ -157,11 +157,16 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         given = options or {}
         if unknown := set(given) - set(RESET_OPTIONS):
             raise ValueError(f"expected reset options among {RESET_OPTIONS}, got {sorted(unknown)}")
-        noise = self.np_random.uniform(-self.maze.start_noise, self.maze.start_noise, 2)
+        position = np.add(self.maze.start, self.np_random.uniform(-self.maze.start_noise, self.maze.start_noise, 2))
         velocity = self.np_random.normal(0.0, 0.1, 2)
+        if "start" in given:
+            position = _pair(given["start"], "start position (x, y) in m")
+            self.maze.check_cell(np.round(position), what="start")
+        if "velocity" in given:
+            velocity = _pair(given["velocity"], "velocity (vx, vy) in m/s")
         mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[:] = self._check_start(given["start"]) if "start" in given else np.add(self.maze.start, noise)
-        self.data.qvel[:] = np.clip(given.get("velocity", velocity), -MAX_SPEED, MAX_SPEED)
+        self.data.qpos[:] = position
+        self.data.qvel[:] = np.clip(velocity, -MAX_SPEED, MAX_SPEED)
         return self._observation(), self._info()
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
@@ -170,9 +175,7 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         Raises:
             ValueError: the action is not two finite numbers.
         """
-        force = np.asarray(action, dtype=np.float64)
-        if force.shape != (2,) or not np.isfinite(force).all():
-            raise ValueError(f"expected an action of 2 finite numbers in [-1, 1], got {action!r}")
+        force = _pair(action, "force of 2 numbers in [-1, 1]")
         np.clip(self.data.qvel, -MAX_SPEED, MAX_SPEED, out=self.data.qvel)
         self.data.ctrl[:] = np.clip(force, -1.0, 1.0)
         mujoco.mj_step(self.model, self.data)
@@ -196,13 +199,6 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             self._renderer.close()
             self._renderer = None
 
-    def _check_start(self, start: Any) -> NDArray[np.float64]:
-        position = np.asarray(start, dtype=np.float64)
-        if position.shape != (2,):
-            raise ValueError(f"expected a start position (x, y) in metres, got {start!r}")
-        self.maze.check_cell(np.round(position), what="start")
-        return position
-
     def _observation(self) -> NDArray[np.float32]:
         return np.concatenate([self.data.qpos, self.data.qvel]).astype(np.float32)
 
@@ -211,3 +207,10 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             return {"success": False}
         distance = float(np.hypot(*(self.data.qpos - self.goal)))
         return {"success": distance <= self.maze.goal_radius, "distance": distance}
+
+
+def _pair(values: Any, what: str) -> NDArray[np.float64]:
+    pair = np.asarray(values, dtype=np.float64)
+    if pair.shape != (2,) or not np.isfinite(pair).all():
+        raise ValueError(f"expected a {what}, both finite; got {values!r}")
+    return pair
