@@ -32,6 +32,7 @@ from training.contract.spec import (
 )
 from training.finetuning import LearnerNetworks
 from training.meta_training import MetaNetworks
+from training.networks.meta_policy import MetaPolicy
 
 TOLERANCE = 1e-5
 """Largest absolute difference between a graph and the torch module it came from."""
@@ -156,6 +157,9 @@ def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: tuple[str, 
             module, example, dynamo=True, input_names=list(inputs), output_names=list(outputs), dynamic_shapes=axes, verbose=False
         )
     buffer = io.BytesIO()
+    kept = set(program.model.graph.initializers)  # type: ignore[union-attr]
+    if isinstance(module, MetaPolicy) and (lost := set(module.residual_parameters()) - kept):
+        raise BundleError(f"the exporter folded {sorted(lost)} away: fine-tuned weights could not replace them; the bundle was not written")
     program.save(buffer)  # type: ignore[union-attr]
     return buffer.getvalue()
 

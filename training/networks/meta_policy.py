@@ -18,7 +18,7 @@ class MetaPolicy(nn.Module):
         self.net = mlp(skill_prior.features.dim + config.task_embedding_dim, config.policy_hidden, 2 * skill_dim)
         with torch.no_grad():  # near-zero residual, so that the untrained policy is the prior
             self.net[-1].weight.mul_(0.01)
-            self.net[-1].bias.zero_()
+            self.net[-1].bias.mul_(0.01)
 
     def forward(self, state: Tensor, task_embedding: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """State [..., S], task embedding [..., E] -> skill mean, skill std, prior mean, prior std, [..., Z] each."""
