@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from training.collect.maze import Follower, GridPlanner, MazeCollectConfig, collect_maze
+from training.config import load_config
 from training.simulators.maze import MazeSimulator
 
 WALLS = np.array([[cell == "#" for cell in row] for row in ["######", "#OOO##", "#O#O##", "#OOO##", "####O#", "######"]], np.uint8)
@@ -66,7 +67,7 @@ def test_observations_follow_from_actions_except_at_kicks(simulator, episodes):
 
 
 def test_without_kicks_and_noise_every_trajectory_arrives_at_full_speed(simulator):
-    config = MazeCollectConfig(episodes=40, action_noise=0, kick_probability=0, kick_speed=0)
+    config = MazeCollectConfig(episodes=40, action_noise=0, kick_rate=0, kick_speed=0)
     episodes = collect_maze(config, simulator)
     assert max(len(episode) for episode in episodes) < 1000
     speeds = np.concatenate([np.hypot(*episode.observations[:, 2:].T) for episode in episodes])
@@ -93,3 +94,8 @@ def test_the_same_seed_gives_the_same_episodes_and_another_seed_others(simulator
         np.testing.assert_array_equal(first.observations, second.observations)
         np.testing.assert_array_equal(first.actions, second.actions)
     assert not np.array_equal(once[0].observations[0], other[0].observations[0])
+
+
+def test_the_presets_demonstrator_is_a_configuration_of_this_collector():
+    preset = load_config("maze").collect.demonstrator
+    assert MazeCollectConfig(**preset).episodes == 3000

@@ -26,8 +26,8 @@ class MazeCollectConfig(BaseModel):
     max_steps: int = Field(1600, gt=0, description="a trajectory is cut here when its goal is not reached")
     min_steps: int = Field(50, gt=0, description="shorter trajectories are dropped")
     action_noise: float = Field(0.1, ge=0, description="standard deviation of the noise on each action")
-    kick_probability: float = Field(0.01, ge=0, le=1, description="chance of a velocity kick at each step")
-    kick_speed: float = Field(5.0, ge=0, description="largest change of velocity by a kick, along each axis, m/s")
+    kick_rate: float = Field(0.01, ge=0, le=1, description="chance of a velocity kick at each step")
+    kick_speed: float = Field(2.0, ge=0, description="standard deviation of a kick along each axis, m/s")
     start_spread: float = Field(0.38, ge=0, le=0.39, description="a start lies within this of its cell's centre along each axis, m")
     waypoint_jitter: float = Field(0.2, ge=0, le=0.35, description="a waypoint lies within this of its cell's centre along each axis, m")
     waypoint_radius: float = Field(0.1, gt=0, description="distance at which a waypoint counts as reached, m")
@@ -138,7 +138,7 @@ def _roll_out(
     starts, goals = rng.integers(len(planner.cells), size=(2, count))
     states = np.empty((count, 4))
     states[:, :2] = planner.cells[starts] + rng.uniform(-config.start_spread, config.start_spread, (count, 2))
-    states[:, 2:] = rng.uniform(-config.kick_speed, config.kick_speed, (count, 2))
+    states[:, 2:] = rng.normal(0.0, config.kick_speed, (count, 2))
     follower = Follower(config, planner, goals, planner.cells[starts])
     follower.aim(planner.cells[starts], np.ones(count, bool), rng)
     observations = np.zeros((count, config.max_steps + 1, 4), np.float32)
@@ -155,8 +155,8 @@ def _roll_out(
         if not len(running):
             break
         states = simulator.step(states, chosen)
-        kicked = np.flatnonzero(rng.random(len(states)) < config.kick_probability)
-        kicks = rng.uniform(-config.kick_speed, config.kick_speed, (len(kicked), 2))
+        kicked = np.flatnonzero(rng.random(len(states)) < config.kick_rate)
+        kicks = rng.normal(0.0, config.kick_speed, (len(kicked), 2))
         states[kicked, 2:] = np.clip(states[kicked, 2:] + kicks, -simulator.physics.max_speed, simulator.physics.max_speed)
         actions[running, step], observations[running, step + 1] = chosen, states
     return [Episode(observations[i, : n + 1].copy(), actions[i, :n].copy()) for i, n in enumerate(lengths)]
