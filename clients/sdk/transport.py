@@ -1,7 +1,8 @@
 """How a request reaches the service: a small protocol, and HTTP/1.1 over kept-alive connections.
 
-The standard library's HTTP client, not urllib3: it has 60 % of the cost per request (0.26 ms against 0.43 on loopback, measured by
-``benchmarks/client_transport.py``), and tells exactly whether bytes of a request had left when it failed, on which safe retries stand.
+The standard library's HTTP client, not urllib3: it has about half the cost per request (0.17 to 0.23 ms against 0.35 to 0.43 on loopback,
+``python -m benchmarks.client_transport``), and tells exactly whether bytes of a request had left when it failed, on which safe retries
+stand.
 """
 
 import http.client
@@ -10,7 +11,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from clients.sdk.errors import ConnectionFailed, ConnectionLost, InvalidRequest, NothingListening, NotHttp, RequestTimeout, TlsMismatch
@@ -36,6 +37,35 @@ class Transport(Protocol):
     def close(self) -> None:
         """Close every connection."""
         ...
+
+
+class _OneSegment:
+    """Mixed into a connection: a request's head and body leave together. Two segments wake the server twice, 0.05 ms more a step."""
+
+    _held: list[Any] | None = None
+
+    def request(self, *arguments: Any, **options: Any) -> None:
+        self._held = []
+        try:
+            super().request(*arguments, **options)  # type: ignore[misc]  # the connection's
+            request = b"".join(self._held)
+        finally:
+            self._held = None
+        self.send(request)
+
+    def send(self, data: Any) -> None:
+        if self._held is None:
+            super().send(data)  # type: ignore[misc]
+        else:
+            self._held.append(data)
+
+
+class _PlainConnection(_OneSegment, http.client.HTTPConnection):
+    """HTTP."""
+
+
+class _TlsConnection(_OneSegment, http.client.HTTPSConnection):
+    """HTTPS."""
 
 
 class HttpTransport:
@@ -91,9 +121,9 @@ class HttpTransport:
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         connection = (
-            http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+            _PlainConnection(self._host, self._port, timeout=timeout_s)
             if self._tls is None
-            else http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._tls)
+            else _TlsConnection(self._host, self._port, timeout=timeout_s, context=self._tls)
         )
         try:
             connection.connect()
