@@ -18,6 +18,7 @@ from clients.simulator.run import Simulation
 from clients.simulator.tasks import DOMAINS, Domain, find_domain
 
 BAD_ARGUMENTS, RUN_FAILED, INTERRUPTED = 2, 1, 130
+PLAIN_WIDTH = 140  # columns where the output is no terminal
 DESCRIPTION = """\
 Open a session, run episodes of a simulated robot in it, one request per control step, and print what happened.
 
@@ -136,7 +137,7 @@ def open_session(client: SkilletClient, options: argparse.Namespace, env: gym.En
 
 def run(options: argparse.Namespace, domain: Domain, env: gym.Env[Any, Any], session: Session) -> int:
     """Run the episodes and report them, also when they end before their time. Returns the exit status."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     status, results = 0, list[EpisodeResult]()
     display = Display(console, options.episodes)
     simulation = Simulation(env, session, options.seed, display, keep_paths=options.plot is not None)

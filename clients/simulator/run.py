@@ -85,9 +85,12 @@ def reset_seed(seed: int, episode: int) -> int:
 
 
 def has_caught_up(status: FinetuningStatus) -> bool:
-    """Whether there is nothing to wait for: the learner has seen every completed episode, or will not go on by itself."""
-    stands_still = not status.enabled or status.paused or status.state in ("paused", "failed")
-    return stands_still or status.episodes_learned >= status.episodes_completed
+    """Whether there is nothing to wait for: the learner has seen every completed episode, has no work, or will not go on by itself.
+
+    A session that still explores has no work for it: its state is idle.
+    """
+    at_work = status.enabled and not status.paused and status.state in ("queued", "running")
+    return not at_work or status.episodes_learned >= status.episodes_completed
 
 
 def wait_for_learner(ask: Callable[[float], FinetuningStatus], max_wait_s: float) -> FinetuningStatus:

@@ -48,6 +48,7 @@ def test_a_learner_that_will_not_go_on_by_itself_is_not_waited_for():
     assert has_caught_up(status(0, enabled=False))
     assert has_caught_up(status(0, paused=True))
     assert has_caught_up(status(0, state="failed"))
+    assert has_caught_up(status(0, state="idle"))
     assert not has_caught_up(status(0, state="queued"))
 
 
