@@ -1,0 +1,95 @@
+"""Adapting a session to its task: task inference when context comes in, and a job for the learners when an episode completes.
+
+Inference runs in a thread of its own, never on the action path; at most one at a time for a session.
+"""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from redis.exceptions import RedisError
+
+from service.acting import learning_due
+from service.errors import ServiceError
+from service.jobs import JobQueue
+from service.keys import SessionKeys
+from service.policies import Networks
+from service.sessions import Changes, Loaded, Posterior, SessionStore, task_prior
+
+_log = logging.getLogger(__name__)
+
+
+class Adaptation:
+    """Task inference and fine-tuning jobs."""
+
+    def __init__(self, store: SessionStore, jobs: JobQueue, inference_interval_s: float) -> None:
+        self._store, self._jobs, self._interval_s = store, jobs, inference_interval_s
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task-inference")
+        self._running: dict[str, tuple[int, asyncio.Task[Posterior]]] = {}
+        self._last_started: dict[str, float] = {}
+
+    async def posterior(self, loaded: Loaded, networks: Networks) -> Posterior:
+        """The task posterior of all context that ``loaded`` has: the stored one if it is up to date, else inferred now."""
+        stored = self._store.load_task(loaded.keys, networks.spec.task_embedding_dim)
+        if stored.version == loaded.session.rows:
+            return stored
+        return await asyncio.shield(self._infer(loaded, networks))
+
+    def context_grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
+        """Called after a save: start inference (within an episode not too often), and queue the session once an episode completed."""
+        session_id, now = loaded.session.session_id, time.monotonic()
+        if not changes.rows:
+            return
+        if changes.episode is not None or now - self._last_started.get(session_id, -self._interval_s) >= self._interval_s:
+            self._infer(loaded, networks)
+        if changes.episode is not None:
+            self._last_started.pop(session_id, None)
+            self.queue_if_due(loaded)
+
+    def queue_if_due(self, loaded: Loaded) -> None:
+        """Queue the session for a learner if it has episodes to learn from."""
+        if learning_due(loaded.session):
+            self._jobs.enqueue(loaded.keys)
+
+    def forget(self, session_id: str) -> None:
+        """Called when a session was closed."""
+        self._last_started.pop(session_id, None)
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _infer(self, loaded: Loaded, networks: Networks) -> asyncio.Task[Posterior]:
+        session_id, rows = loaded.session.session_id, loaded.session.rows
+        version, task = self._running.get(session_id, (-1, None))
+        if task is not None and version == rows:
+            return task
+        self._last_started[session_id] = time.monotonic()
+        task = asyncio.create_task(self._infer_in_thread(loaded.keys, rows, networks))
+        self._running[session_id] = (rows, task)
+        task.add_done_callback(lambda done: self._finished(session_id, done))
+        return task
+
+    async def _infer_in_thread(self, keys: SessionKeys, rows: int, networks: Networks) -> Posterior:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._infer_now, keys, rows, networks)
+
+    def _infer_now(self, keys: SessionKeys, rows: int, networks: Networks) -> Posterior:
+        if rows == 0:
+            return task_prior(networks.spec.task_embedding_dim)
+        context = self._store.context(keys, 0, rows, networks.layout.width)
+        posterior = Posterior(rows, *networks.infer_task(context))
+        self._store.save_task(keys, posterior)
+        return posterior
+
+    def _finished(self, session_id: str, done: asyncio.Task[Posterior]) -> None:
+        if self._running.get(session_id, (0, None))[1] is done:
+            del self._running[session_id]
+        if done.cancelled():
+            return
+        error = done.exception()
+        if isinstance(error, RedisError | ServiceError):
+            _log.warning("task inference of session %s failed, and is done again when it is needed: %s", session_id, error)
+        elif error is not None:
+            _log.error("task inference of session %s failed", session_id, exc_info=error)

@@ -1,0 +1,73 @@
+"""Assembles the API: `create_app(settings)`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from service import openapi, routes
+from service.adaptation import Adaptation
+from service.errors import StartupError
+from service.jobs import JobQueue
+from service.metrics import Metrics
+from service.policies import Networks
+from service.sessions import SessionStore
+from service.settings import Settings
+from service.step_loop import StepLoop
+from service.storage import connect
+from service.versions import VersionStore
+from service.wire import answer_errors
+from training.contract.bundle import Bundle
+
+_DESCRIPTION = """Serves robot policies that adapt.
+
+Open a session, start an episode, act, then step until the reply says that the episode is over."""
+
+
+def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -> FastAPI:
+    """The API for ``settings``, whose ``redis_url`` must be set. Loads the bundles unless they are given.
+
+    Raises BundleError when a bundle cannot be used, StartupError when there is none.
+    """
+    if settings.redis_url is None:
+        raise StartupError("the API needs a Redis: set SKILLET_REDIS_URL, or start it with 'python -m service', which brings one")
+    parts = _assemble(settings, settings.redis_url, bundles if bundles is not None else load_bundles(settings.bundles))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        parts.adaptation.close()
+        parts.store.redis.close()
+
+    app = FastAPI(title="Skillet", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan)
+    app.state.parts = parts
+    app.state.max_body_bytes = settings.max_body_bytes
+    for router in (routes.sessions, routes.bundles, routes.operation):
+        app.include_router(router)
+    answer_errors(app, parts.metrics)
+    app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
+    return app
+
+
+def load_bundles(paths: tuple[Path, ...]) -> dict[str, Networks]:
+    """Check and load bundles by name. Raises BundleError, or StartupError for none or two of one name."""
+    if not paths:
+        raise StartupError("no bundle to serve: pass --bundle DIR, for example --bundle bundles/maze")
+    found: dict[str, Networks] = {}
+    for path in paths:
+        networks = Networks(Bundle.load(path))
+        name = networks.bundle.manifest.name
+        if name in found:
+            raise StartupError(f"two bundles are named {name}: {found[name].bundle.path} and {path}; serve one of them")
+        found[name] = networks
+    return found
+
+
+def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) -> routes.Parts:
+    redis = connect(redis_url, settings.redis_timeout_s)
+    store, versions, metrics = SessionStore(redis), VersionStore(redis), Metrics()
+    adaptation = Adaptation(store, JobQueue(redis), settings.inference_interval_s)
+    metrics.count_versions(versions)
+    loop = StepLoop(settings, store=store, versions=versions, bundles=bundles, adaptation=adaptation, metrics=metrics)
+    return routes.Parts(settings, bundles, store, versions, adaptation, loop, metrics)

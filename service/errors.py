@@ -1,0 +1,195 @@
+"""Errors of the service. Each leaves it as RFC 9457 problem+json with a stable code, what was expected, what came and what to do.
+
+SkilletError
+├── StartupError                      the service cannot start: one line on stderr, exit code 2
+└── ServiceError
+    ├── InvalidRequest           422  a body or parameter does not fit its schema
+    │   └── InvalidObservation   422  an observation has the wrong length, type or a number that is not finite
+    ├── BodyTooLarge             413
+    ├── NotFound                 404
+    │   ├── UnknownSession       404
+    │   ├── UnknownBundle        404
+    │   └── UnknownVersion       404
+    ├── MethodNotAllowed         405
+    ├── Gone
+    │   ├── SessionClosed        410
+    │   └── SessionExpired       410
+    ├── Conflict
+    │   ├── NoOpenEpisode        409
+    │   ├── WrongEpisode         409
+    │   ├── WrongStep            409
+    │   ├── StepNotActed         409
+    │   ├── TransitionOutOfOrder 409
+    │   ├── DuplicateTransition  409
+    │   └── ConcurrentUpdate     409  other requests kept changing the session at the same moment
+    ├── StorageUnavailable       503
+    └── InternalError            500
+        └── PolicyOutputInvalid  500  the policy gave a number that is not finite; it is not sent to a robot
+"""
+
+from typing import Any, ClassVar
+
+from training.contract.errors import SkilletError
+
+
+class StartupError(SkilletError):
+    """The service cannot start."""
+
+
+class ServiceError(SkilletError):
+    """An error with an HTTP status. ``expected``, ``received`` and ``action`` go into the problem document."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, expected: Any = None, received: Any = None, action: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.expected = expected
+        self.received = received
+        self.action = action
+
+    def problem(self, request_id: str) -> dict[str, Any]:
+        """The problem document (RFC 9457)."""
+        return {
+            "type": f"urn:skillet:problem:{self.code}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "expected": self.expected,
+            "received": self.received,
+            "action": self.action,
+            "request_id": request_id,
+        }
+
+
+class InvalidRequest(ServiceError):
+    """A body or parameter does not fit its schema."""
+
+    status, code, title = 422, "invalid_request", "Invalid request"
+
+
+class InvalidObservation(InvalidRequest):
+    """An observation does not fit the bundle's specs."""
+
+    code, title = "invalid_observation", "Invalid observation"
+
+
+class BodyTooLarge(ServiceError):
+    """The body has more bytes than the service reads."""
+
+    status, code, title = 413, "body_too_large", "Body too large"
+
+
+class NotFound(ServiceError):
+    """Nothing is at this path."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class UnknownSession(NotFound):
+    """No session has this id."""
+
+    code, title = "unknown_session", "Unknown session"
+
+
+class UnknownBundle(NotFound):
+    """No bundle (or no file of it) has this name."""
+
+    code, title = "unknown_bundle", "Unknown bundle"
+
+
+class UnknownVersion(NotFound):
+    """The session has no such policy version."""
+
+    code, title = "unknown_version", "Unknown policy version"
+
+
+class MethodNotAllowed(ServiceError):
+    """The path exists, but not with this method."""
+
+    status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+
+class Gone(ServiceError):
+    """The session was there."""
+
+    status = 410
+
+
+class SessionClosed(Gone):
+    """The session was closed by a client."""
+
+    code, title = "session_closed", "Session closed"
+
+
+class SessionExpired(Gone):
+    """The session outlived its time to live without a request."""
+
+    code, title = "session_expired", "Session expired"
+
+
+class Conflict(ServiceError):
+    """The request does not fit where the session stands."""
+
+    status = 409
+
+
+class NoOpenEpisode(Conflict):
+    """The session has no open episode."""
+
+    code, title = "no_open_episode", "No open episode"
+
+
+class WrongEpisode(Conflict):
+    """The request names another episode than the session's."""
+
+    code, title = "wrong_episode", "Wrong episode"
+
+
+class WrongStep(Conflict):
+    """An action was asked for out of turn."""
+
+    code, title = "wrong_step", "Wrong step"
+
+
+class StepNotActed(Conflict):
+    """The outcome of a step came in that the service never gave an action for."""
+
+    code, title = "step_not_acted", "Step not acted"
+
+
+class TransitionOutOfOrder(Conflict):
+    """A transition skips an earlier step that has none yet."""
+
+    code, title = "transition_out_of_order", "Transition out of order"
+
+
+class DuplicateTransition(Conflict):
+    """Every transition of the request is already stored."""
+
+    code, title = "duplicate_transition", "Duplicate transition"
+
+
+class ConcurrentUpdate(Conflict):
+    """Other requests kept changing the session."""
+
+    code, title = "concurrent_update", "Concurrent update"
+
+
+class StorageUnavailable(ServiceError):
+    """Redis does not answer."""
+
+    status, code, title = 503, "storage_unavailable", "Storage unavailable"
+
+
+class InternalError(ServiceError):
+    """A fault of the service itself."""
+
+
+class PolicyOutputInvalid(InternalError):
+    """The policy gave a number that is not finite."""
+
+    code, title = "policy_output_invalid", "Policy output invalid"

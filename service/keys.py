@@ -1,0 +1,94 @@
+"""Every Redis key, and how long it lives. All keys of a session carry its id as hash tag, so that they share a slot on Redis Cluster.
+
+| key                         | type   | holds                                                                        | written by   |
+|-----------------------------|--------|------------------------------------------------------------------------------|--------------|
+| ``skillet:{ID}:session``    | hash   | ``body``: the session (msgpack); ``current``: the policy version to act with | API, learner |
+| ``skillet:{ID}:context``    | string | skill transitions, float32 rows in the order in which they were completed    | API          |
+| ``skillet:{ID}:episodes``   | list   | one record (JSON) per completed episode: its number and rows                 | API          |
+| ``skillet:{ID}:task``       | hash   | newest task posterior: version, mean, scale                                  | API          |
+| ``skillet:{ID}:finetuning`` | hash   | paused, queued job, state, progress, losses, error                           | both         |
+| ``skillet:{ID}:policy``     | hash   | version number -> record (JSON)                                              | both         |
+| ``skillet:{ID}:weights``    | hash   | version number -> weights (msgpack)                                          | learner      |
+| ``skillet:{ID}:checkpoint`` | string | the learner's checkpoint (safetensors)                                       | learner      |
+| ``skillet:{ID}:lease``      | string | name of the learner that works on the session; expires unless renewed        | learner      |
+| ``skillet:{ID}:known``      | string | ``open`` or ``closed``; outlives the session, so that it gets 410, not 404   | API          |
+| ``skillet:sessions``        | zset   | ids (they start with their time of creation)                                 | API          |
+| ``skillet:jobs``            | stream | sessions with episodes to learn from; consumer group ``learners``            | API          |
+| ``skillet:counters``        | hash   | totals of what learners did, for /metrics                                    | learner      |
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+SESSIONS: Final = "skillet:sessions"
+JOBS: Final = "skillet:jobs"
+LEARNERS: Final = "learners"
+COUNTERS: Final = "skillet:counters"
+
+KNOWN_EXTRA_MS: Final = 7 * 24 * 3600 * 1000
+"""How much longer than a session itself its ``known`` key lives."""
+
+
+@dataclass(frozen=True)
+class SessionKeys:
+    """The keys of one session."""
+
+    session_id: str
+
+    def _key(self, what: str) -> str:
+        return f"skillet:{{{self.session_id}}}:{what}"
+
+    @property
+    def session(self) -> str:
+        """Body and current policy version."""
+        return self._key("session")
+
+    @property
+    def context(self) -> str:
+        """Skill transitions."""
+        return self._key("context")
+
+    @property
+    def episodes(self) -> str:
+        """Records of completed episodes."""
+        return self._key("episodes")
+
+    @property
+    def task(self) -> str:
+        """Newest task posterior."""
+        return self._key("task")
+
+    @property
+    def finetuning(self) -> str:
+        """Progress of fine-tuning."""
+        return self._key("finetuning")
+
+    @property
+    def policy(self) -> str:
+        """Records of policy versions."""
+        return self._key("policy")
+
+    @property
+    def weights(self) -> str:
+        """Weights of policy versions."""
+        return self._key("weights")
+
+    @property
+    def checkpoint(self) -> str:
+        """The learner's checkpoint."""
+        return self._key("checkpoint")
+
+    @property
+    def lease(self) -> str:
+        """Which learner works on the session."""
+        return self._key("lease")
+
+    @property
+    def known(self) -> str:
+        """Remembers that there was a session of this id."""
+        return self._key("known")
+
+    @property
+    def lasting(self) -> list[str]:
+        """The keys that live as long as the session, its own first."""
+        return [self.session, self.context, self.episodes, self.task, self.finetuning, self.policy, self.weights, self.checkpoint]

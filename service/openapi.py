@@ -1,0 +1,44 @@
+"""OpenAPI from the wire types: the same structs that decode and encode also document, so the two cannot differ."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service import schemas
+
+_REF = "#/components/schemas/{name}"
+
+
+def documented(reply: type, *, request: type | None = None, status: int = 200, example: Any = None) -> dict[str, Any]:
+    """``openapi_extra`` of a route with these wire types."""
+    problem = {"description": "A problem (RFC 9457)", "content": {"application/problem+json": {"schema": _ref(schemas.Problem)}}}
+    extra: dict[str, Any] = {
+        "responses": {
+            str(status): {"description": (reply.__doc__ or "").strip(), "content": {"application/json": {"schema": _ref(reply)}}},
+            "4XX": problem,
+            "5XX": problem,
+        }
+    }
+    if request is not None:
+        content = {"schema": _ref(request)} | ({"example": example} if example is not None else {})
+        extra["requestBody"] = {"required": True, "content": {"application/json": content}}
+    return extra
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The whole OpenAPI document, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        types = [kind for kind in vars(schemas).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__doc__]
+        _, components = msgspec.json.schema_components([kind for kind in types if kind is not schemas.Request], ref_template=_REF)
+        document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+        for operation in (op for path in document["paths"].values() for op in path.values()):
+            operation.get("responses", {}).pop("422", None)  # FastAPI's own form of it; ours is a problem
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _ref(kind: type) -> dict[str, str]:
+    return {"$ref": _REF.format(name=kind.__name__)} if issubclass(kind, msgspec.Struct) else {"type": "object"}

@@ -1,0 +1,166 @@
+"""Networks of a bundle as ONNX graphs, and fine-tuned versions of its meta-policy. Pure functions of their arguments, no torch.
+
+Each graph runs on one thread at batch 1, so that the same input gives the same bits on the same machine.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+from msgspec import Struct
+
+from service.errors import PolicyOutputInvalid
+from training.contract.bundle import Bundle
+from training.contract.context import ContextLayout, Floats, pack_rows, select_context, unpack_rows
+from training.contract.errors import BundleCorrupt
+from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, SKILL_DECODER, TASK_ENCODER, ModelSpec
+
+Weights = dict[str, Floats]
+_LOG_ERRORS_ONLY = 3
+
+
+class Graph:
+    """One ONNX graph with some of its initializers replaced by ``weights``."""
+
+    def __init__(self, file: str, data: bytes, weights: Weights | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in (weights or {}).items()}  # kept alive
+        for name, value in self._values.items():
+            options.add_initializer(name, value)
+        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self._inputs, self._outputs = GRAPH_INPUTS[file], GRAPH_OUTPUTS[file]
+
+    def run(self, *inputs: Floats) -> list[Floats]:
+        """Outputs in the order of the contract for inputs in the order of the contract."""
+        outputs: list[Floats] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        return outputs
+
+
+@dataclass(frozen=True)
+class MetaPolicy:
+    """Chooses skills: the bundle's own policy (version 0), or a fine-tuned version with the task embedding [E] it was tuned for."""
+
+    graph: Graph
+    version: int = 0
+    task_embedding: Floats | None = None
+
+    def choose_skill(self, state: Floats, task_embedding: Floats, noise: Floats | None, *, use_skill_prior: bool) -> Floats:
+        """A skill [Z] for ``state`` [S] and ``task_embedding`` [E]: mean + std * noise [Z]; without noise the mean.
+
+        Raises PolicyOutputInvalid when it is not finite.
+        """
+        mean, std, prior_mean, prior_std = self.graph.run(state[None], task_embedding[None])
+        if use_skill_prior:
+            mean, std = prior_mean, prior_std
+        skill: Floats = mean[0] if noise is None else mean[0] + std[0] * noise
+        return _finite(skill, "skill", self.version)
+
+
+class Networks:
+    """The graphs of one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.spec: ModelSpec = bundle.manifest.spec
+        self.digest = bundle.manifest.digest
+        self.layout = ContextLayout(self.spec.state_dim, self.spec.skill_dim)
+        self._meta_policy_bytes = bundle.read(META_POLICY)
+        graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS}
+        self._decoder, self._encoder = graphs[SKILL_DECODER], graphs[TASK_ENCODER]
+        self.meta_policy = MetaPolicy(graphs[META_POLICY])
+        self._low = np.asarray(self.spec.action.low, np.float32)
+        self._high = np.asarray(self.spec.action.high, np.float32)
+
+    def decode(self, state: Floats, skill: Floats) -> Floats:
+        """The action [A] of ``skill`` [Z] in ``state`` [S], within the action limits. Raises PolicyOutputInvalid when it is not finite."""
+        (action,) = self._decoder.run(state[None], skill[None])
+        return np.clip(_finite(action[0], "action", 0), self._low, self._high)
+
+    def infer_task(self, rows: Floats) -> tuple[Floats, Floats]:
+        """Mean and scale [E] of the task posterior for context rows [N, D], N > 0."""
+        context = select_context(rows, self.layout, self.spec.max_context)
+        mean, scale = self._encoder.run(context[None], np.ones((1, len(context)), np.float32))
+        return _finite(mean[0], "task posterior", 0), _finite(scale[0], "task posterior", 0)
+
+    def with_weights(self, weights: "PolicyWeights", version: int) -> MetaPolicy:
+        """The meta-policy with fine-tuned weights. Raises onnxruntime's errors when they do not fit the graph."""
+        embedding = unpack_rows(weights.task_embedding, self.spec.task_embedding_dim)[0]
+        return MetaPolicy(Graph(META_POLICY, self._meta_policy_bytes, weights.arrays()), version, embedding)
+
+
+class PolicyWeights(Struct, frozen=True):
+    """Weights of a fine-tuned meta-policy by initializer name, and the task embedding [E] they were tuned for. No pickle: msgpack."""
+
+    task_embedding: bytes
+    tensors: dict[str, tuple[tuple[int, ...], bytes]]
+
+    @classmethod
+    def pack(cls, task_embedding: Floats, weights: Weights) -> "PolicyWeights":
+        """From arrays."""
+        return cls(pack_rows(task_embedding), {name: (array.shape, pack_rows(array)) for name, array in weights.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "PolicyWeights":
+        """From `to_bytes`."""
+        return msgspec.msgpack.decode(data, type=cls)
+
+    def to_bytes(self) -> bytes:
+        """As stored in Redis."""
+        return msgspec.msgpack.encode(self)
+
+    def arrays(self) -> Weights:
+        """To arrays."""
+        return {name: np.frombuffer(data, "<f4").reshape(shape).astype(np.float32) for name, (shape, data) in self.tensors.items()}
+
+
+class PolicyCache:
+    """Fine-tuned policies that are ready to act, the least recently used dropped first."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._policies: OrderedDict[tuple[str, int], MetaPolicy] = OrderedDict()
+
+    def get(self, session_id: str, version: int) -> MetaPolicy | None:
+        """The policy, if it is here."""
+        policy = self._policies.get((session_id, version))
+        if policy is not None:
+            self._policies.move_to_end((session_id, version))
+        return policy
+
+    def put(self, session_id: str, policy: MetaPolicy) -> None:
+        """Keep a policy."""
+        self._policies[(session_id, policy.version)] = policy
+        while len(self._policies) > self._capacity:
+            self._policies.popitem(last=False)
+
+
+def _load_graph(bundle: Bundle, file: str) -> Graph:
+    try:
+        graph = Graph(file, bundle.read(file))
+        golden = bundle.manifest.golden[file]
+        found = graph.run(*(_array(golden.inputs[name]) for name in GRAPH_INPUTS[file]))
+        wanted = [_array(golden.outputs[name]) for name in GRAPH_OUTPUTS[file]]
+    except Exception as error:  # onnxruntime has no common base class for its errors
+        raise BundleCorrupt(f"{file} in {bundle.path} cannot be run: {type(error).__name__}: {error}") from error
+    for name, got, want in zip(GRAPH_OUTPUTS[file], found, wanted, strict=True):
+        if got.shape != want.shape or not np.abs(got - want).max(initial=0.0) <= golden.tolerance:
+            raise BundleCorrupt(f"{file} in {bundle.path}: output {name} differs from its golden vector by more than {golden.tolerance}")
+    return graph
+
+
+def _array(values: Any) -> Floats:
+    return np.asarray(values, np.float32)
+
+
+def _finite(values: Floats, what: str, version: int) -> Floats:
+    if not np.isfinite(values).all():
+        raise PolicyOutputInvalid(
+            f"policy version {version} gave a {what} that is not finite",
+            action="Roll back to an earlier policy version, or check the bundle and the observation's units.",
+        )
+    return values

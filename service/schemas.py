@@ -1,0 +1,277 @@
+"""What goes over the wire. One set of types decodes, checks, encodes and documents (OpenAPI).
+
+Vectors are plain lists in the order of the bundle's specs. Unknown fields are refused, so that a typing error is not silently dropped.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from service.errors import InvalidObservation, InvalidRequest
+from training.contract.exploration import Exploration, Phase
+
+Number = Annotated[int, Meta(ge=0, le=2**31)]
+Seed = Annotated[int, Meta(ge=0, le=2**53, description="all of the session's randomness derives from it", examples=[7])]
+LearningState = Literal["idle", "queued", "running", "paused", "failed"]
+Vector = Annotated[list[float], Meta(description="numbers in the order of the bundle's specs", examples=[[0.1, -0.2, 0.0, 0.3]])]
+Reward = Annotated[float, Meta(ge=-1e30, le=1e30, examples=[0.0])]
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True):
+    """A request body."""
+
+
+class OpenSession(Request, frozen=True):
+    """How a new session shall behave."""
+
+    bundle: str | None = None
+    seed: Seed = 0
+    conditioning_episodes: Annotated[int, Meta(ge=0, le=10_000, description="exploring episodes before the task is inferred (K)")] = 20
+    exploration: Exploration = Exploration.PRIOR
+    finetuning: bool = True
+    deterministic: Annotated[bool, Meta(description="act with the mean skill instead of a drawn one")] = False
+    ttl_s: Annotated[int, Meta(ge=1, le=365 * 86400, description="seconds without a request after which the session expires")] = 86400
+
+
+class ChangeSession(Request, frozen=True):
+    """Force a phase from the next episode on, or null for automatic."""
+
+    phase: Phase | None
+
+
+class Act(Request, frozen=True):
+    """Ask for the action of one step."""
+
+    episode: Annotated[Number, Meta(examples=[0])]
+    step: Annotated[Number, Meta(examples=[0])]
+    observation: Vector
+
+
+class Transition(Request, frozen=True):
+    """The outcome of one acted step."""
+
+    episode: Annotated[Number, Meta(examples=[0])]
+    step: Annotated[Number, Meta(examples=[0])]
+    reward: Reward
+    next_observation: Vector
+    terminated: bool
+    truncated: bool
+
+
+class PostTransitions(Request, frozen=True):
+    """Outcomes of acted steps, in order."""
+
+    transitions: Annotated[list[Transition], Meta(min_length=1, max_length=1000)]
+
+
+class Rollback(Request, frozen=True):
+    """The version to go back to; without one, the version before the current one."""
+
+    version: Number | None = None
+
+
+class ChangeFinetuning(Request, frozen=True):
+    """Pause or resume."""
+
+    paused: bool
+
+
+class BundleName(Struct, frozen=True):
+    """Which bundle, and its digest over all files."""
+
+    name: str
+    digest: str
+
+
+class SessionView(Struct, frozen=True, omit_defaults=False):
+    """Where a session stands."""
+
+    session_id: str
+    bundle: BundleName
+    seed: int
+    phase: Phase
+    forced_phase: Phase | None
+    conditioning_episodes: int
+    exploration: Exploration
+    finetuning: bool
+    deterministic: bool
+    episode: int | None
+    step: int
+    episode_open: bool
+    episodes_completed: int
+    context_size: int
+    task_version: int
+    policy_version: int
+    created_at: str
+    expires_at: str
+    closed: bool
+    specs: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class SessionList(Struct, frozen=True):
+    """One page of sessions, newest first."""
+
+    sessions: list[SessionView]
+    next_cursor: str | None
+
+
+class EndedEpisode(Struct, frozen=True):
+    """An open episode that the start of a new one ended as truncated, and how many transitions it had."""
+
+    episode: int
+    steps: int
+
+
+class EpisodeStarted(Struct, frozen=True):
+    """The episode that has begun."""
+
+    episode: int
+    phase: Phase
+    ended_previous: EndedEpisode | None
+
+
+class Action(Struct, frozen=True):
+    """The action for one step; null when the episode is over."""
+
+    episode: int
+    step: int
+    action: list[float] | None
+    skill_step: int | None
+    policy_version: int
+    task_version: int
+    phase: Phase
+    episode_over: bool
+    replayed: bool
+
+
+class TransitionsPosted(Struct, frozen=True):
+    """What became of a batch. ``gaps`` lists the acted steps that have no transition yet."""
+
+    accepted: int
+    duplicates: int
+    gaps: list[int]
+    context_size: int
+    task_version: int
+    episode_over: bool
+
+
+class TaskPosterior(Struct, frozen=True):
+    """Newest task posterior. ``version`` is the number of skill transitions that it was inferred from."""
+
+    version: int
+    mean: list[float]
+    scale: list[float]
+    context_size: int
+    phase: Phase
+
+
+class PolicyVersion(Struct, frozen=True):
+    """One version of a session's policy; version 0 is the bundle's own."""
+
+    version: int
+    created_at: str
+    status: Literal["published", "rejected", "rolled_back"]
+    reason: str
+    episode: int | None
+    metrics: dict[str, float | None]
+
+
+class PolicyVersions(Struct, frozen=True):
+    """The version that the next skill choice uses, and all others."""
+
+    current: int
+    versions: list[PolicyVersion]
+
+
+class FinetuningStatus(Struct, frozen=True):
+    """Where fine-tuning stands."""
+
+    enabled: bool
+    paused: bool
+    state: LearningState
+    episodes_completed: int
+    episodes_learned: int
+    updates: int
+    losses: dict[str, float | None]
+    policy_version: int
+    error: str | None
+
+
+class BundleSummary(Struct, frozen=True):
+    """One bundle that is served."""
+
+    name: str
+    digest: str
+    env_id: str
+
+
+class BundleList(Struct, frozen=True):
+    """The bundles that are served; the first is the default."""
+
+    bundles: list[BundleSummary]
+
+
+class Problem(Struct, frozen=True):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    expected: Any
+    received: Any
+    action: str | None
+    request_id: str
+
+
+RequestType = TypeVar("RequestType", bound=Request)
+_DECODERS: dict[type[Request], msgspec.json.Decoder[Any]] = {}
+_PATH = re.compile(r"`(\$[^`]*)`$")
+_NOT_FINITE = re.compile(rb"(?<![\w\"])-?(NaN|Infinity|nan|inf|Inf)\b")
+
+
+def decode(body: bytes, kind: type[RequestType]) -> RequestType:
+    """Decode and check a request body. An empty body reads as ``{}``.
+
+    Raises InvalidRequest (or InvalidObservation for a field that holds one) with the path of the wrong field.
+    """
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        decoder = _DECODERS[kind] = msgspec.json.Decoder(kind)
+    try:
+        found: RequestType = decoder.decode(body or b"{}")
+    except msgspec.ValidationError as error:
+        raise _misfit(str(error)) from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _malformed(body, error) from error
+    return found
+
+
+def _misfit(message: str) -> InvalidRequest:
+    what, _, where = message.partition(" - at ")
+    path = match.group(1) if (match := _PATH.search(where)) else "$"
+    expected, _, received = what.partition(", got ")
+    kind = InvalidObservation if "observation" in path else InvalidRequest
+    return kind(
+        f"{path}: {what}",
+        expected=expected.removeprefix("Expected ") if received else what,
+        received=received or None,
+        action=f"Correct the field {path}; the schema is at /docs.",
+    )
+
+
+def _malformed(body: bytes, error: Exception) -> InvalidRequest:
+    if token := _NOT_FINITE.search(body):
+        value = token.group().decode()
+        return InvalidObservation(
+            f"the body holds {value} (byte {token.start()}), which is no JSON and no number that a policy can use",
+            expected="finite numbers",
+            received=value,
+            action="Leave out or repair readings that are not finite before sending them.",
+        )
+    return InvalidRequest(
+        f"the body is no valid JSON: {error}", expected="a JSON object in UTF-8", action="Send JSON; the schema is at /docs."
+    )

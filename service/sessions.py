@@ -1,0 +1,315 @@
+"""A session, and its keeping in Redis: loaded in one round trip, saved in one, both or nothing.
+
+Several API processes may serve the same session: a save goes through only if the session is still as it was loaded.
+"""
+
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+import msgspec
+from msgspec import Struct
+from redis import Redis
+
+from service.errors import InvalidRequest, SessionClosed, SessionExpired, UnknownSession
+from service.keys import KNOWN_EXTRA_MS, SESSIONS, SessionKeys
+from training.contract.context import Floats, pack_rows, unpack_rows
+from training.contract.exploration import Exploration, Phase
+
+_ID = re.compile("[0-9a-f]{32}")
+_REFRESH_SHARE = 0.9  # the time to live is written anew once a tenth of it has passed, not with every step
+
+
+class OpenSkill(Struct):
+    """A skill whose transitions have not all come in: where it began, and what came so far."""
+
+    start: int
+    state: bytes  # float32 [S]
+    skill: bytes  # float32 [Z]
+    policy_version: int
+    reward: float = 0.0
+    outcomes: int = 0
+
+
+class LastAction(Struct):
+    """The newest action, kept so that the same question gets the same answer."""
+
+    step: int
+    action: list[float]
+    skill_step: int
+    policy_version: int
+    task_version: int
+    phase: Phase
+
+
+class LastOutcome(Struct):
+    """The newest transition, kept to tell a repetition from a contradiction."""
+
+    step: int
+    reward: float
+    next_state: bytes  # float32 [S]
+    terminated: bool
+    truncated: bool
+
+
+class Session(Struct):
+    """Everything that acting needs, between two requests."""
+
+    session_id: str
+    bundle: str
+    digest: str
+    seed: int
+    conditioning_episodes: int
+    exploration: Exploration
+    finetuning: bool
+    deterministic: bool
+    ttl_s: int
+    created_at: float
+    expires_at: float
+    forced_phase: Phase | None = None
+    # the open or last episode
+    episode: int = -1
+    episode_open: bool = False
+    phase: Phase = Phase.EXPLORING
+    embedding: bytes = b""  # float32 [E]; what the episode acts with while it acts with the bundle's own policy
+    use_skill_prior: bool = False
+    task_version: int = 0
+    act_step: int = 0
+    outcome_step: int = 0
+    episode_return: float = 0.0
+    first_row: int = 0
+    versions_used: list[int] = []
+    skills: list[OpenSkill] = []
+    last_action: LastAction | None = None
+    last_outcome: LastOutcome | None = None
+    # what is in Redis beside it
+    rows: int = 0
+    rewarded: bool = False
+    episodes_completed: int = 0
+
+
+class EpisodeRecord(Struct, frozen=True):
+    """A completed episode: which rows of the context are its own."""
+
+    episode: int
+    first_row: int
+    end_row: int
+    steps: int
+    episode_return: float
+    phase: Phase
+    versions_used: list[int]
+
+
+@dataclass
+class Changes:
+    """What is saved together with a session."""
+
+    rows: list[Floats] = field(default_factory=list)
+    episode: EpisodeRecord | None = None
+    transitions: int = 0
+
+
+@dataclass
+class Loaded:
+    """A session as read: its keys, its bytes (to save only over the same), and the policy version that the next skill choice uses."""
+
+    session: Session
+    keys: SessionKeys
+    raw: bytes
+    current_version: int
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A task posterior: float32 [E] each; ``version`` is the number of rows it was inferred from."""
+
+    version: int
+    mean: Floats
+    scale: Floats
+
+
+_SAVE = """
+if redis.call('HGET', KEYS[1], 'body') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'body', ARGV[2])
+if ARGV[3] ~= '' then redis.call('APPEND', KEYS[2], ARGV[3]) end
+if ARGV[4] ~= '' then redis.call('RPUSH', KEYS[3], ARGV[4]) end
+if ARGV[5] ~= '' then
+  for i = 1, #KEYS - 1 do redis.call('PEXPIREAT', KEYS[i], ARGV[5]) end
+  redis.call('PEXPIREAT', KEYS[#KEYS], ARGV[6])
+elseif ARGV[3] ~= '' then
+  local left = redis.call('PTTL', KEYS[1])
+  redis.call('PEXPIRE', KEYS[2], left)
+  redis.call('PEXPIRE', KEYS[3], left)
+end
+return 1
+"""
+
+_SAVE_TASK = """
+local left = redis.call('PTTL', KEYS[2])
+if left < 0 then return 0 end
+if tonumber(redis.call('HGET', KEYS[1], 'version') or '0') >= tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'mean', ARGV[2], 'scale', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], left)
+return 1
+"""
+
+
+class SessionStore:
+    """Sessions in Redis. Every method is one round trip unless it says otherwise; redis.RedisError goes up as it is."""
+
+    def __init__(self, redis: "Redis") -> None:
+        self.redis = redis
+        self._save = redis.register_script(_SAVE)
+        self._save_task = redis.register_script(_SAVE_TASK)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(Session)
+
+    def create(self, session: Session) -> Loaded:
+        """Store a new session."""
+        keys, raw = SessionKeys(session.session_id), self._encoder.encode(session)
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hset(keys.session, mapping={"body": raw, "current": 0})
+            pipe.pexpireat(keys.session, _ms(session.expires_at))
+            pipe.set(keys.known, "open", pxat=_ms(session.expires_at) + KNOWN_EXTRA_MS)
+            pipe.zadd(SESSIONS, {session.session_id: 0})
+            pipe.execute()
+        return Loaded(session, keys, raw, 0)
+
+    def load(self, session_id: str) -> Loaded:
+        """Read a session. Raises UnknownSession, SessionClosed or SessionExpired."""
+        if not _ID.fullmatch(session_id):
+            raise _unknown(session_id)
+        keys = SessionKeys(session_id)
+        raw, current = cast(list[bytes | None], self.redis.hmget(keys.session, ["body", "current"]))
+        if raw is None:
+            raise self._why_missing(keys)
+        return Loaded(self._decoder.decode(raw), keys, raw, int(current or 0))
+
+    def save(self, loaded: Loaded, changes: Changes) -> bool:
+        """Save the session with its changes; False when somebody else changed it since it was loaded."""
+        session, now = loaded.session, time.time()
+        expiry = known_expiry = b""
+        if session.expires_at - now < _REFRESH_SHARE * session.ttl_s:
+            session.expires_at = now + session.ttl_s
+            expiry, known_expiry = b"%d" % _ms(session.expires_at), b"%d" % (_ms(session.expires_at) + KNOWN_EXTRA_MS)
+        body = self._encoder.encode(session)
+        if body == loaded.raw:
+            return True
+        record = msgspec.json.encode(changes.episode) if changes.episode else b""
+        rows = b"".join(pack_rows(row) for row in changes.rows)
+        keys = [*loaded.keys.lasting, loaded.keys.known]
+        if not self._save(keys=keys, args=[loaded.raw, body, rows, record, expiry, known_expiry]):
+            return False
+        loaded.raw = body
+        return True
+
+    def close(self, session_id: str) -> Loaded:
+        """Remove a session with everything of it. Returns it as it was."""
+        loaded = self.load(session_id)
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.delete(*loaded.keys.lasting, loaded.keys.lease)
+            pipe.set(loaded.keys.known, "closed", px=KNOWN_EXTRA_MS)
+            pipe.zrem(SESSIONS, session_id)
+            pipe.execute()
+        return loaded
+
+    def page(self, limit: int, cursor: str | None) -> tuple[list[Loaded], str | None]:
+        """Up to ``limit`` sessions, newest first, from after ``cursor``; and the next cursor. Some round trips."""
+        if cursor is not None and not _ID.fullmatch(cursor):
+            raise InvalidRequest("the cursor is none that this service gave", received=cursor, action="Use next_cursor of the page before.")
+        found: list[Loaded] = []
+        upper = f"({cursor}" if cursor else "+"
+        while len(found) < limit:
+            ids = [value.decode() for value in cast(list[bytes], self.redis.zrevrangebylex(SESSIONS, upper, "-", start=0, num=limit))]
+            if not ids:
+                return found, None
+            live = self._load_many(ids)
+            if gone := [session_id for session_id, loaded in zip(ids, live, strict=True) if loaded is None]:
+                self.redis.zrem(SESSIONS, *gone)
+            for session_id, loaded in zip(ids, live, strict=True):
+                upper = f"({session_id}"
+                if loaded is not None:
+                    found.append(loaded)
+                if len(found) == limit:
+                    break
+        return found, upper[1:] if self.redis.zlexcount(SESSIONS, "-", upper) else None
+
+    def context(self, keys: SessionKeys, first_row: int, end_row: int, width: int) -> Floats:
+        """Rows ``first_row`` to ``end_row`` (exclusive) of the context: float32 [N, width]."""
+        if end_row <= first_row:
+            return unpack_rows(b"", width)
+        data = cast(bytes, self.redis.getrange(keys.context, first_row * width * 4, end_row * width * 4 - 1))
+        return unpack_rows(data, width)
+
+    def episodes(self, keys: SessionKeys, first: int = 0) -> list[EpisodeRecord]:
+        """Records of the completed episodes from index ``first`` on, in order."""
+        records = cast(list[bytes], self.redis.lrange(keys.episodes, first, -1))
+        return [msgspec.json.decode(record, type=EpisodeRecord) for record in records]
+
+    def load_task(self, keys: SessionKeys, embedding_dim: int) -> Posterior:
+        """The newest task posterior; before any, the task prior N(0, I)."""
+        version, mean, scale = cast(list[bytes | None], self.redis.hmget(keys.task, ["version", "mean", "scale"]))
+        if version is None or mean is None or scale is None:
+            return task_prior(embedding_dim)
+        return Posterior(int(version), unpack_rows(mean, embedding_dim)[0], unpack_rows(scale, embedding_dim)[0])
+
+    def task_version(self, keys: SessionKeys) -> int:
+        """The version of the newest task posterior; 0 before any."""
+        return int(cast(bytes | None, self.redis.hget(keys.task, "version")) or 0)
+
+    def task_versions(self, keys: list[SessionKeys]) -> list[int]:
+        """`task_version` of several sessions."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for each in keys:
+                pipe.hget(each.task, "version")
+            return [int(version or 0) for version in pipe.execute()]
+
+    def save_task(self, keys: SessionKeys, posterior: Posterior) -> None:
+        """Store a task posterior, unless a newer one is there or the session is gone."""
+        self._save_task(keys=[keys.task, keys.session], args=[posterior.version, pack_rows(posterior.mean), pack_rows(posterior.scale)])
+
+    def _load_many(self, ids: list[str]) -> list[Loaded | None]:
+        with self.redis.pipeline(transaction=False) as pipe:
+            for session_id in ids:
+                pipe.hmget(SessionKeys(session_id).session, ["body", "current"])
+            answers = pipe.execute()
+        return [
+            Loaded(self._decoder.decode(raw), SessionKeys(session_id), raw, int(current or 0)) if raw else None
+            for session_id, (raw, current) in zip(ids, answers, strict=True)
+        ]
+
+    def _why_missing(self, keys: SessionKeys) -> UnknownSession | SessionClosed | SessionExpired:
+        known = cast(bytes | None, self.redis.get(keys.known))
+        if known is None:
+            return _unknown(keys.session_id)
+        if known == b"closed":
+            return SessionClosed(f"session {keys.session_id} was closed", action="Open a new session.")
+        return SessionExpired(
+            f"session {keys.session_id} expired: it had no request for its time to live", action="Open a new session, with a longer ttl_s."
+        )
+
+
+def new_session_id() -> str:
+    """32 hexadecimal digits that sort by time: 12 of milliseconds, 20 random."""
+    return f"{_ms(time.time()):012x}{secrets.token_hex(10)}"
+
+
+def task_prior(embedding_dim: int) -> Posterior:
+    """N(0, I): what is known of a task without any context."""
+    zeros = unpack_rows(bytes(4 * embedding_dim), embedding_dim)[0]
+    return Posterior(0, zeros, zeros + 1)
+
+
+def _ms(time_s: float) -> int:
+    return int(time_s * 1000)
+
+
+def _unknown(session_id: str) -> UnknownSession:
+    return UnknownSession(
+        "no session has this id",
+        expected="an id that POST /v1/sessions gave",
+        received=session_id[:64],
+        action="Open a session, or list them.",
+    )

@@ -1,0 +1,30 @@
+"""Settings of the service: read once, from the environment (prefix ``SKILLET_``) and the command line."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, with its unit in the name."""
+
+    model_config = SettingsConfigDict(env_prefix="SKILLET_", frozen=True, extra="forbid")
+
+    bundles: tuple[Path, ...] = Field(default=(), description="bundle directories to serve; a session without a choice takes the first")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+    redis_url: str | None = Field(default=None, description="unset: an embedded Redis is started under data_dir")
+    data_dir: Path = Path(".skillet")
+    learners: int = Field(default=0, ge=0, description="learner processes started beside the API")
+    redis_timeout_s: float = Field(default=1.5, gt=0)
+    max_body_bytes: int = Field(default=2**20, gt=0)
+    max_steps_ahead: int = Field(default=1000, gt=0, description="steps that may be acted before their transitions are posted")
+    inference_interval_s: float = Field(default=1.0, ge=0, description="shortest time between two task inferences within an episode")
+    cached_versions: int = Field(default=128, gt=0, description="fine-tuned policies that an API process holds ready")
+    kept_versions: int = Field(default=8, gt=1, description="published versions of a session whose weights are kept")
+    wait_poll_s: float = Field(default=0.02, gt=0)
+    lease_s: float = Field(default=10.0, gt=0, description="a learner that shows no life for this long loses its jobs")
+    slice_updates: int = Field(default=50, gt=0, description="gradient steps that a learner makes before it looks up")
+    checkpoint_interval_s: float = Field(default=10.0, ge=0, description="time between two checkpoints while a job runs")
+    active_sessions: int = Field(default=16, gt=0, description="fine-tuned sessions that a learner holds in memory")

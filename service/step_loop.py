@@ -1,0 +1,167 @@
+"""Acting and posting transitions: load the session, apply the rules of `service.acting`, save, reply.
+
+A save that finds the session changed by another request is thrown away and done again from the new state, so every reply is one that some
+order of the requests gives.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from service import acting, schemas
+from service.adaptation import Adaptation
+from service.errors import ConcurrentUpdate, UnknownBundle, UnknownVersion
+from service.metrics import Metrics
+from service.policies import MetaPolicy, Networks, PolicyCache
+from service.sessions import Changes, Loaded, Session, SessionStore, task_prior
+from service.settings import Settings
+from service.versions import VersionStore
+from training.contract.context import Floats
+from training.contract.exploration import Phase
+
+MAX_ATTEMPTS = 20
+Reply = TypeVar("Reply")
+Change = Callable[[Loaded, Changes, Networks, MetaPolicy | None], Reply]
+
+
+class StepLoop:
+    """The calls that a control loop makes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: SessionStore,
+        versions: VersionStore,
+        bundles: dict[str, Networks],
+        adaptation: Adaptation,
+        metrics: Metrics,
+    ) -> None:
+        self._settings, self._store, self._versions = settings, store, versions
+        self._bundles, self._adaptation, self._metrics = bundles, adaptation, metrics
+        self._policies = PolicyCache(settings.cached_versions)
+
+    async def start_episode(self, session_id: str) -> schemas.EpisodeStarted:
+        """End an open episode as truncated, then begin the next with the posterior of all context so far."""
+        ended: schemas.EndedEpisode | None = None
+        for _ in range(MAX_ATTEMPTS):
+            loaded = self._store.load(session_id)
+            networks = self.networks(loaded)
+            if loaded.session.episode_open:
+                changes = Changes()
+                ended = acting.end_episode(loaded.session, changes, networks)
+                if not self._store.save(loaded, changes):
+                    ended = None
+                    continue
+                self._grew(loaded, changes, networks)
+            phase = acting.next_phase(loaded.session, loaded.current_version)
+            posterior = task_prior(networks.spec.task_embedding_dim)
+            if phase is not Phase.EXPLORING:
+                posterior = await self._adaptation.posterior(loaded, networks)
+            acting.begin_episode(loaded.session, phase, posterior)
+            if self._store.save(loaded, Changes()):
+                return schemas.EpisodeStarted(loaded.session.episode, phase, ended)
+        raise _busy(session_id)
+
+    async def act(self, session_id: str, request: schemas.Act) -> schemas.Action:
+        """The action for one step."""
+
+        def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
+            acting.check_episode(loaded.session, request.episode)
+            state = acting.check_observation(request.observation, networks.spec.observation, "$.observation")
+            return self._act(loaded.session, request.step, state, networks, policy)
+
+        return await self._apply(session_id, change)
+
+    async def step(self, session_id: str, request: schemas.Transition) -> schemas.Action:
+        """Store the outcome of one step and give the action for the next."""
+
+        def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
+            outcome = acting.check_outcome(request, networks.spec.observation, "$")
+            repeated = acting.record(loaded.session, [outcome], changes, networks).accepted == 0
+            if repeated:
+                acting.check_repetition(loaded.session, outcome)
+            if not loaded.session.episode_open:
+                return acting.over(loaded.session, request.step + 1, replayed=repeated)
+            return self._act(loaded.session, request.step + 1, outcome.next_state, networks, policy)
+
+        return await self._apply(session_id, change)
+
+    async def add_transitions(self, session_id: str, request: schemas.PostTransitions) -> schemas.TransitionsPosted:
+        """Store outcomes of acted steps."""
+
+        def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.TransitionsPosted:
+            spec, session = networks.spec.observation, loaded.session
+            outcomes = [acting.check_outcome(item, spec, f"$.transitions[{i}]") for i, item in enumerate(request.transitions)]
+            recorded = acting.record(session, outcomes, changes, networks)
+            acting.check_new(session, outcomes, recorded)
+            return schemas.TransitionsPosted(
+                recorded.accepted,
+                recorded.duplicates,
+                acting.gaps(session),
+                session.rows,
+                self._store.task_version(loaded.keys),
+                not session.episode_open,
+            )
+
+        return await self._apply(session_id, change)
+
+    def networks(self, loaded: Loaded) -> Networks:
+        """The networks that the session was opened with. Raises UnknownBundle when this service does not serve them."""
+        session = loaded.session
+        networks = self._bundles.get(session.bundle)
+        if networks is None or networks.digest != session.digest:
+            raise UnknownBundle(
+                f"this service does not serve the bundle that the session was opened with: {session.bundle}",
+                expected=session.digest,
+                received=networks.digest if networks else None,
+                action="Start the service with that bundle, or open a new session.",
+            )
+        return networks
+
+    def _act(self, session: Session, step: int, state: Floats, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
+        return acting.act(session, step, state, networks=networks, policy=policy, max_ahead=self._settings.max_steps_ahead)
+
+    async def _apply(self, session_id: str, change: Change[Reply]) -> Reply:
+        for attempt in range(MAX_ATTEMPTS):
+            loaded = self._store.load(session_id)
+            networks = self.networks(loaded)
+            wanted = acting.wanted_version(loaded, networks.spec.skill_horizon)
+            policy = networks.meta_policy if wanted == 0 else None
+            if wanted:
+                policy = self._policies.get(session_id, wanted) or await self._load_policy(loaded, networks, wanted)
+            changes = Changes()
+            reply = change(loaded, changes, networks, policy)
+            if self._store.save(loaded, changes):
+                self._grew(loaded, changes, networks)
+                return reply
+            await asyncio.sleep(0 if attempt < 3 else 0.001 * attempt)  # let the other requests finish
+        raise _busy(session_id)
+
+    async def _load_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
+        """Make a fine-tuned policy ready, off the event loop."""
+
+        def load() -> MetaPolicy:
+            weights = self._versions.weights(loaded.keys, version)
+            if weights is None:
+                raise UnknownVersion(f"the weights of policy version {version} are gone", received=version, action="Roll back to another.")
+            return networks.with_weights(weights, version)
+
+        policy = await asyncio.to_thread(load)
+        self._policies.put(loaded.session.session_id, policy)
+        return policy
+
+    def _grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
+        self._metrics.transitions.inc(changes.transitions)
+        self._metrics.skill_transitions.inc(len(changes.rows))
+        if changes.episode is not None:
+            self._metrics.episodes.inc()
+        self._adaptation.context_grew(loaded, changes, networks)
+
+
+def _busy(session_id: str) -> ConcurrentUpdate:
+    return ConcurrentUpdate(
+        f"other requests kept changing session {session_id}",
+        expected="one control loop per session",
+        action="Send the request again; let one client at a time drive a session.",
+    )

@@ -1,0 +1,214 @@
+"""Policy versions of a session and the progress of its fine-tuning: written by the learner that holds the session's lease, read by the API.
+
+Version 0 is the bundle's own policy. A new version gets the next number, whether it is published or rejected; the session's ``current``
+names the one that the next skill choice uses. Rolling back sets ``current`` back and pauses fine-tuning, since the next update would
+otherwise undo it; resuming goes on from what was learned.
+"""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import msgspec
+from redis import Redis
+
+from service.errors import UnknownVersion
+from service.keys import COUNTERS, SessionKeys
+from service.policies import PolicyWeights
+from service.schemas import LearningState, PolicyVersion
+
+Numbers = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where fine-tuning of a session stands, as stored."""
+
+    paused: bool
+    state: LearningState
+    episodes_learned: int
+    updates: int
+    losses: Numbers
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a learner brings after an episode: weights that passed the guards, or none and the reason; and its checkpoint."""
+
+    weights: PolicyWeights | None
+    reason: str
+    episode: int
+    episodes_learned: int
+    metrics: Numbers
+    checkpoint: bytes
+
+
+_IF_LEASED = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
+local left = redis.call('PTTL', KEYS[2])
+if left < 0 then return -1 end
+"""
+
+_REPORT = (
+    _IF_LEASED
+    + """
+for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[3], left)
+return 1
+"""
+)
+
+_CHECKPOINT = (
+    _IF_LEASED
+    + """
+redis.call('SET', KEYS[3], ARGV[2], 'PX', left)
+return 1
+"""
+)
+
+# A version that a client rolled back from must not come back behind its back: nothing is published while fine-tuning is paused.
+_PUBLISH = (
+    _IF_LEASED
+    + """
+if redis.call('HGET', KEYS[3], 'paused') == '1' then return 0 end
+redis.call('HSET', KEYS[3], 'versions', ARGV[2], 'learned', ARGV[7])
+redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
+if ARGV[4] ~= '' then
+  redis.call('HSET', KEYS[5], ARGV[2], ARGV[4])
+  redis.call('HSET', KEYS[2], 'current', ARGV[2])
+  local held = redis.call('HKEYS', KEYS[5])
+  table.sort(held, function(a, b) return tonumber(a) < tonumber(b) end)
+  for i = 1, #held - tonumber(ARGV[6]) do redis.call('HDEL', KEYS[5], held[i]) end
+end
+redis.call('SET', KEYS[6], ARGV[5])
+for i = 3, 6 do redis.call('PEXPIRE', KEYS[i], left) end
+return tonumber(ARGV[2])
+"""
+)
+
+_ROLL_BACK = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if ARGV[1] ~= '0' and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'current', ARGV[1])
+redis.call('HSET', KEYS[3], 'paused', '1')
+redis.call('PEXPIRE', KEYS[3], redis.call('PTTL', KEYS[1]))
+return 1
+"""
+
+
+class VersionStore:
+    """Policy versions and progress in Redis. redis.RedisError goes up as it is."""
+
+    def __init__(self, redis: "Redis") -> None:
+        self.redis = redis
+        self._report = redis.register_script(_REPORT)
+        self._checkpoint = redis.register_script(_CHECKPOINT)
+        self._publish = redis.register_script(_PUBLISH)
+        self._roll_back = redis.register_script(_ROLL_BACK)
+
+    def progress(self, keys: SessionKeys) -> Progress:
+        """Where fine-tuning stands."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.finetuning)
+            pipe.exists(keys.lease)
+            fields, leased = cast(tuple[dict[bytes, bytes], int], tuple(pipe.execute()))
+        paused = fields.get(b"paused") == b"1"
+        state = cast(LearningState, fields.get(b"state", b"idle").decode())
+        if state == "running" and not leased:
+            state = "queued"  # its learner died; the job waits for the next one
+        return Progress(
+            paused=paused,
+            state="paused" if paused else state,
+            episodes_learned=int(fields.get(b"learned", 0)),
+            updates=int(fields.get(b"updates", 0)),
+            losses=msgspec.json.decode(fields.get(b"losses", b"{}"), type=Numbers),
+            error=fields.get(b"error", b"").decode() or None,
+        )
+
+    def pause(self, keys: SessionKeys, paused: bool) -> None:
+        """Pause or resume."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.finetuning, "paused", "1" if paused else "0")
+            pipe.pttl(keys.session)
+            left = int(pipe.execute()[-1])
+        self.redis.pexpire(keys.finetuning, max(1, left))
+
+    def versions(self, keys: SessionKeys) -> list[PolicyVersion]:
+        """Records of all versions after the bundle's own, in order."""
+        records = cast(dict[bytes, bytes], self.redis.hgetall(keys.policy))
+        found = [msgspec.json.decode(record, type=PolicyVersion) for record in records.values()]
+        return sorted(found, key=lambda record: record.version)
+
+    def roll_back(self, keys: SessionKeys, version: int | None, current: int) -> None:
+        """Make ``version`` (None: the published one before ``current``) the current one and pause fine-tuning.
+
+        Raises UnknownVersion when there is none, it was rejected, or its weights are no longer kept.
+        """
+        records = self.versions(keys)
+        published = [0, *(record.version for record in records if record.status == "published")]
+        if version is None:
+            version = max((number for number in published if number < current), default=None)
+        if version is None or not self._roll_back(keys=[keys.session, keys.weights, keys.finetuning], args=[version]):
+            raise self._unknown(keys, version, current)
+        changed: dict[Any, Any] = {
+            str(record.version): msgspec.json.encode(msgspec.structs.replace(record, status=status))
+            for record in records
+            if record.status != "rejected" and (status := "rolled_back" if record.version > version else "published") != record.status
+        }
+        if changed:
+            self.redis.hset(keys.policy, mapping=changed)
+
+    def weights(self, keys: SessionKeys, version: int) -> PolicyWeights | None:
+        """The weights of a version; None when they are gone."""
+        data = cast(bytes | None, self.redis.hget(keys.weights, str(version)))
+        return PolicyWeights.from_bytes(data) if data else None
+
+    def report(self, keys: SessionKeys, learner: str, **fields: str | int | bytes) -> bool:
+        """Write progress; False when this learner does not hold the session (any more)."""
+        pairs = [part for pair in fields.items() for part in pair]
+        return bool(self._report(keys=[keys.lease, keys.session, keys.finetuning], args=[learner, *pairs]) == 1)
+
+    def save_checkpoint(self, keys: SessionKeys, learner: str, checkpoint: bytes) -> bool:
+        """Store the learner's checkpoint; False when this learner does not hold the session (any more)."""
+        return bool(self._checkpoint(keys=[keys.lease, keys.session, keys.checkpoint], args=[learner, checkpoint]) == 1)
+
+    def load_checkpoint(self, keys: SessionKeys) -> bytes | None:
+        """The learner's checkpoint, if there is one."""
+        return cast(bytes | None, self.redis.get(keys.checkpoint))
+
+    def publish(self, keys: SessionKeys, learner: str, candidate: Candidate, kept: int) -> int:
+        """Store a version with the checkpoint that it came from, in one step: all or nothing.
+
+        Returns its number; 0 when fine-tuning is paused, -1 when this learner does not hold the session (any more).
+        """
+        number = int(cast(bytes | None, self.redis.hget(keys.finetuning, "versions")) or 0) + 1
+        record = PolicyVersion(
+            number, _now(), "published" if candidate.weights else "rejected", candidate.reason, candidate.episode, candidate.metrics
+        )
+        weights = candidate.weights.to_bytes() if candidate.weights else b""
+        found = self._publish(
+            keys=[keys.lease, keys.session, keys.finetuning, keys.policy, keys.weights, keys.checkpoint],
+            args=[learner, number, msgspec.json.encode(record), weights, candidate.checkpoint, kept, candidate.episodes_learned],
+        )
+        if found > 0:
+            self.redis.hincrby(COUNTERS, "versions_published" if candidate.weights else "versions_rejected", 1)
+        return int(found)
+
+    def counters(self) -> dict[str, int]:
+        """Totals of what learners did."""
+        return {name.decode(): int(value) for name, value in cast(dict[bytes, bytes], self.redis.hgetall(COUNTERS)).items()}
+
+    def _unknown(self, keys: SessionKeys, version: int | None, current: int) -> UnknownVersion:
+        kept = sorted(int(number) for number in cast(list[bytes], self.redis.hkeys(keys.weights)))
+        return UnknownVersion(
+            f"there is no published version before {current}" if version is None else f"there is no version {version} to go back to",
+            expected=[0, *kept],
+            received=version,
+            action="Name one of the versions whose weights are kept: GET /v1/sessions/{id}/policy.",
+        )
+
+
+def _now() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

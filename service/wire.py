@@ -1,0 +1,97 @@
+"""Reading bodies and writing replies and problems."""
+
+import logging
+import secrets
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from service import schemas
+from service.errors import BodyTooLarge, InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.metrics import Metrics
+from service.storage import unavailable
+
+_log = logging.getLogger(__name__)
+_encoder = msgspec.json.Encoder()
+RequestType = TypeVar("RequestType", bound=schemas.Request)
+
+
+def reply(body: Any, status: int = 200) -> Response:
+    """A JSON reply."""
+    return Response(_encoder.encode(body), status, media_type="application/json")
+
+
+async def read(request: Request, kind: type[RequestType]) -> RequestType:
+    """Read and decode a body. Raises BodyTooLarge before more than the limit has been kept, or InvalidRequest."""
+    limit: int = request.app.state.max_body_bytes
+    length = request.headers.get("content-length")
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise _too_large(limit, int(length))
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit, f"more than {limit}")
+    return schemas.decode(body, kind)
+
+
+def problem(error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
+    """The problem document of an error, counted."""
+    request_id = secrets.token_hex(8)
+    metrics.errors.labels(error.code).inc()
+    if error.status >= 500:
+        _log.error("request %s: %s: %s", request_id, error.code, error.detail)
+    body = _encoder.encode(error.problem(request_id))
+    extra = {"retry-after": "1"} if error.status == 503 else {}
+    return Response(body, error.status, {**extra, **(headers or {})}, media_type="application/problem+json")
+
+
+def answer_errors(app: FastAPI, metrics: Metrics) -> None:
+    """Make every error leave as a problem document."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> Response:
+        return problem(error, metrics)
+
+    @app.exception_handler(RedisError)
+    async def redis_error(request: Request, error: RedisError) -> Response:
+        return problem(unavailable(error), metrics)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        found = InvalidRequest(
+            f"{field}: {first['msg']}", expected=first["msg"], received=str(first.get("input"))[:100], action=f"Correct {field}; see /docs."
+        )
+        return problem(found, metrics)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        return problem(_from_http(request, error), metrics, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return problem(InternalError("the service failed; its log has the cause", action="Report it with the request_id."), metrics)
+
+
+def _from_http(request: Request, error: HTTPException) -> ServiceError:
+    asked = f"{request.method} {request.url.path}"[:200]
+    if error.status_code == 404:
+        return NotFound("nothing is at this path", received=asked, action="See /docs for the paths.")
+    if error.status_code == 405:
+        return MethodNotAllowed("this path has no such method", received=asked, action="See /docs for the methods.")
+    return InvalidRequest(str(error.detail)[:200], received=asked)
+
+
+def _too_large(limit: int, received: int | str) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body may have {limit} bytes",
+        expected=f"at most {limit} bytes",
+        received=f"{received} bytes",
+        action="Send transitions in smaller batches.",
+    )

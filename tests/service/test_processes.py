@@ -1,0 +1,147 @@
+"""The service as a real process: starting, stopping, starting again, and what it says when it cannot."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Driver, state, transition
+from tests.service.running import Remote, RunningService, await_end, fails_to_start
+from training.contract.bundle import Bundle
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_service_leaves_no_process_and_starting_again_finds_its_sessions(
+    tiny_bundle: Bundle, tmp_path: Path, number: int
+) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
+        driver = Driver(Remote(service), conditioning_episodes=1)  # type: ignore[arg-type]
+        driver.run_episode(final_reward=1.0)
+        driver.start()
+        action = driver.act(1, 0, state(1, 0))
+        before = driver.get()
+        assert len(service.pids) == 2
+        assert service.stop(number) == 0
+        await_end(service.pids)
+        assert "Traceback" not in (service.process.stderr.read() if service.process.stderr else "")
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
+        driver.api = Remote(service)  # type: ignore[assignment]
+        assert driver.get() == before
+        assert driver.act(1, 0, state(1, 0)) == {**action, "replayed": True}
+        assert driver.step(1, 0, state(1, 1))["step"] == 1
+
+
+def test_after_kill_9_nothing_is_left_and_the_stale_lock_and_socket_do_not_matter(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
+        driver = Driver(Remote(service))  # type: ignore[arg-type]
+        driver.run_episode()
+        service.process.kill()
+        with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as again:
+            driver.api = Remote(again)  # type: ignore[assignment]
+            assert driver.get()["episodes_completed"] == 1
+        await_end(service.pids)
+
+
+def test_a_killed_embedded_redis_is_started_again_with_its_sessions(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
+        driver = Driver(Remote(service))  # type: ignore[arg-type]
+        driver.run_episode()
+        before = driver.get()
+        (redis,) = [pid for pid in service.pids if pid != service.process.pid]
+        os.kill(redis, signal.SIGTERM)
+        await_end([redis])
+        reply = service.get("/readyz")
+        while reply.status_code == 503:
+            assert reply.json()["code"] == "storage_unavailable"
+            reply = service.get("/readyz")
+        assert reply.status_code == 200
+        assert driver.get() == before
+        assert service.stop() == 0
+
+
+def test_a_second_service_on_the_same_data_directory_is_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
+        line = fails_to_start(tiny_bundle.path, tmp_path)
+        assert "in use by another service" in line
+        assert str(service.process.pid) in line
+        assert service.get("/readyz").status_code == 200
+
+
+def test_a_port_in_use_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        line = fails_to_start(tiny_bundle.path, tmp_path, "--port", port)
+    assert port in line
+    assert "in use" in line
+    assert "--port" in line
+    assert not (tmp_path / "redis.log").exists()
+
+
+def test_a_redis_that_does_not_answer_is_named_without_its_password(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    line = fails_to_start(tiny_bundle.path, tmp_path, SKILLET_REDIS_URL="redis://:secret@127.0.0.1:1/0")
+    assert "redis://127.0.0.1:1/0" in line
+    assert "secret" not in line
+
+
+def test_a_setting_out_of_range_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    assert "port" in fails_to_start(tiny_bundle.path, tmp_path, "--port", "70000")
+    assert "kept_versions" in fails_to_start(tiny_bundle.path, tmp_path, SKILLET_KEPT_VERSIONS="0")
+
+
+def break_byte(bundle: Path) -> None:
+    data = bytearray((bundle / "skill_decoder.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "skill_decoder.onnx").write_bytes(data)
+
+
+def remove_file(bundle: Path) -> None:
+    (bundle / "task_encoder.onnx").unlink()
+
+
+def make_newer(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+
+
+def change_golden(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["golden"]["skill_decoder.onnx"]["outputs"]["action"][0][0] += 0.01
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def remove_all(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (break_byte, "skill_decoder.onnx"),
+        (remove_file, "task_encoder.onnx"),
+        (make_newer, "format version 2"),
+        (change_golden, "golden"),
+        (remove_all, "found none"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_in_one_line(tiny_bundle: Bundle, tmp_path: Path, damage: object, said: str) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle.path, bundle)
+    damage(bundle)  # type: ignore[operator]
+    assert said in fails_to_start(bundle, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_large_body_over_a_real_connection_is_refused_and_the_connection_lives(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
+        path = Driver(Remote(service)).path  # type: ignore[arg-type]
+        before = service.get(path).json()
+        response = service.pool.request("POST", f"{path}/transitions", body=b"x" * 50_000_000)
+        assert (response.status, response.json()["code"]) == (413, "body_too_large")
+        assert service.get(path).json() == before
+        assert service.post(f"{path}/step", **transition(0, 0, state(0, 1))).json()["code"] == "no_open_episode"

@@ -1,0 +1,66 @@
+"""Redis goes away and comes back: requests fail at once and clearly, and go on where they were."""
+
+import time
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.policies import Networks
+from service.redis_server import EmbeddedRedis
+from service.settings import Settings
+from tests.conftest import Driver, state, transition
+
+
+def test_without_redis_requests_fail_at_once_and_go_on_when_it_is_back(tiny_networks: Networks, tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path)
+    process = server.spawn()
+    try:
+        with TestClient(create_app(Settings(redis_url=server.url), {"tiny": tiny_networks})) as api:
+            driver = Driver(api, conditioning_episodes=1)
+            driver.start()
+            driver.act(0, 0, state(0, 0))
+            process.terminate()
+            process.wait(10)
+            began = time.monotonic()
+            for response in (
+                driver.post("step", **transition(0, 0, state(0, 1))),
+                driver.post("episodes"),
+                api.get(driver.path + "/task"),
+                api.get("/readyz"),
+                api.post("/v1/sessions"),
+            ):
+                assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
+                assert response.headers["retry-after"] == "1"
+            assert time.monotonic() - began < 5
+            assert api.get("/livez").status_code == 200
+            assert api.get("/metrics").status_code == 200
+            process = server.spawn()
+            assert api.get("/readyz").status_code == 200
+            assert driver.step(0, 0, state(0, 1))["replayed"] is False
+            assert driver.get()["step"] == 2
+    finally:
+        process.terminate()
+        process.wait(10)
+        server.close()
+
+
+def test_a_redis_that_hangs_makes_a_request_fail_in_bounded_time(tiny_networks: Networks, tmp_path: Path) -> None:
+    import signal
+
+    server = EmbeddedRedis(tmp_path)
+    process = server.spawn()
+    try:
+        with TestClient(create_app(Settings(redis_url=server.url, redis_timeout_s=0.3), {"tiny": tiny_networks})) as api:
+            driver = Driver(api)
+            process.send_signal(signal.SIGSTOP)
+            began = time.monotonic()
+            assert driver.post("episodes").status_code == 503
+            assert time.monotonic() - began < 3
+            process.send_signal(signal.SIGCONT)
+            assert driver.start()["episode"] == 0
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(10)
+        server.close()
