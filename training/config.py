@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from training.contract.errors import ConfigError
+from training.contract.exploration import Exploration
 from training.contract.spec import Frozen
 
 
@@ -123,6 +124,7 @@ class EvaluateConfig(Frozen):
     """Offline evaluation of the whole target-task protocol."""
 
     conditioning_episodes: int = Field(default=20, ge=0)
+    exploration: Exploration = Exploration.SWITCHING
     episodes: int = Field(default=60, gt=0)
     seeds: int = Field(default=3, gt=0)
 

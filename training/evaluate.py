@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from training.config import TrainingConfig
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats, select_context
-from training.contract.exploration import Phase, automatic_phase, plan_episode
+from training.contract.exploration import EpisodePlan, Phase, automatic_phase, drawn_embedding, plan_episode
 from training.finetuning import Finetuner
 from training.meta_training import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
@@ -57,27 +57,29 @@ class TargetProtocol:
         return sessions
 
     def _episode(self, sessions: list[TargetSession], episode: int, rng: np.random.Generator) -> None:
-        config, spec = self.config.evaluate, self.bundle.manifest.spec
-        embeddings = torch.zeros(len(sessions), spec.task_embedding_dim)
-        plain = torch.zeros(len(sessions), dtype=torch.bool)
-        phases = []
-        for index, session in enumerate(sessions):
-            phase = automatic_phase(episode, config.conditioning_episodes, rewarded=session.rewarded, finetuned=session.learner is not None)
-            plan = plan_episode(
-                phase,
-                seed=session.seed,
-                episode=episode,
-                conditioning_episodes=config.conditioning_episodes,
-                task_embedding_dim=spec.task_embedding_dim,
-            )
-            chosen = plan.task_embedding if plan.task_embedding is not None else self._posterior(session)
-            embeddings[index], plain[index] = torch.from_numpy(chosen), plan.use_skill_prior
-            phases.append(phase)
+        plans = [self._plan(session, episode) for session in sessions]
+        known = [None if plan.task_embedding is not None else self._posterior(s) for plan, s in zip(plans, sessions, strict=True)]
+        exploration, dim = self.config.evaluate.exploration, self.bundle.manifest.spec.task_embedding_dim
+
+        def embeddings(skill_index: int) -> torch.Tensor:
+            chosen = [
+                drawn_embedding(exploration, session.seed, episode, skill_index, dim) if posterior is None else posterior
+                for session, posterior in zip(sessions, known, strict=True)
+            ]
+            return torch.from_numpy(np.stack(chosen))
+
+        plain = torch.tensor([plan.use_skill_prior for plan in plans])
         policies = [s.policy for s in sessions] if any(s.learner for s in sessions) else self.networks.policy
         episodes, _ = rollout(
-            self.simulator, [s.task for s in sessions], policies, self.networks.skills.decoder, Acting(embeddings, plain),
-            horizon=spec.skill_horizon, layout=self.layout, rng=rng,
-        )  # fmt: skip
+            self.simulator,
+            [s.task for s in sessions],
+            policies,
+            self.networks.skills.decoder,
+            Acting(embeddings(0), plain, redraw=embeddings),
+            horizon=self.bundle.manifest.spec.skill_horizon,
+            layout=self.layout,
+            rng=rng,
+        )
         for session, result in zip(sessions, episodes, strict=True):
             session.context.append(result.rows)
             session.rewarded |= result.episode_return > 0
@@ -85,6 +87,18 @@ class TargetProtocol:
             session.successes.append(result.success)
             if self.finetuning:
                 self._learn(session, episode + 1)
+
+    def _plan(self, session: TargetSession, episode: int) -> EpisodePlan:
+        config = self.config.evaluate
+        phase = automatic_phase(episode, config.conditioning_episodes, rewarded=session.rewarded, finetuned=session.learner is not None)
+        return plan_episode(
+            phase,
+            seed=session.seed,
+            episode=episode,
+            conditioning_episodes=config.conditioning_episodes,
+            task_embedding_dim=self.bundle.manifest.spec.task_embedding_dim,
+            exploration=config.exploration,
+        )
 
     @torch.no_grad()
     def _posterior(self, session: TargetSession) -> Floats:

@@ -1,6 +1,6 @@
 """Episodes of skills in a vectorised simulator: the meta-policy picks a skill every H steps, the decoder acts in between."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,11 +32,15 @@ class TaskSimulator(Protocol):
 
 @dataclass(frozen=True)
 class Acting:
-    """How each episode acts: its task embedding [B, E], and whether by the plain skill prior [B]."""
+    """How each episode acts: its task embedding [B, E], and whether by the plain skill prior [B].
+
+    ``redraw``, where given, is asked at every skill choice for the embeddings [B, E] to use from then on, with the skill's number.
+    """
 
     embeddings: Tensor
     plain_prior: Tensor
     deterministic: bool = False
+    redraw: Callable[[int], Tensor] | None = None
 
     @classmethod
     def by_policy(cls, embeddings: Tensor, *, deterministic: bool = False) -> "Acting":
@@ -81,7 +85,7 @@ def rollout(
     active = np.arange(count)
     for began in range(0, simulator.episode_steps, horizon):
         before = states[active]
-        skills = _choose_skills(policies, torch.from_numpy(before), acting, active, generator)
+        skills = _choose_skills(policies, torch.from_numpy(before), acting, active, generator, began // horizon)
         rewards, alive, owner = np.zeros(len(active), np.float32), np.arange(len(active)), active
         for _ in range(min(horizon, simulator.episode_steps - began)):
             actions = decoder(torch.from_numpy(states[owner[alive]]), skills[alive]).numpy()
@@ -131,10 +135,16 @@ def relabel(
 
 
 def _choose_skills(
-    policies: MetaPolicy | Sequence[MetaPolicy], states: Tensor, acting: Acting, active: NDArray[np.intp], generator: torch.Generator
+    policies: MetaPolicy | Sequence[MetaPolicy],
+    states: Tensor,
+    acting: Acting,
+    active: NDArray[np.intp],
+    generator: torch.Generator,
+    skill_index: int,
 ) -> Tensor:
     index = torch.from_numpy(active)
-    embeddings, plain = acting.embeddings[index], acting.plain_prior[index, None]
+    embeddings = (acting.redraw(skill_index) if acting.redraw else acting.embeddings)[index]
+    plain = acting.plain_prior[index, None]
     if isinstance(policies, MetaPolicy):
         mean, std, prior_mean, prior_std = policies(states, embeddings)
     else:

@@ -1,8 +1,8 @@
 """Which task embedding an episode acts with: the same rule offline and in the service (SiMPL, section 4.3).
 
-A session explores for ``K`` conditioning episodes. Each draws its own embedding from the task prior N(0, I). If none of them brought any
-reward there is nothing to infer a task from, so it goes on exploring, every second episode with the plain skill prior (which reaches
-places that no training task asks for), until the first reward comes. From then on it acts with the posterior's mean.
+A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I). If none of them brought any reward there
+is nothing to infer a task from, so it goes on exploring, every second episode with the plain skill prior (which reaches places that no
+training task asks for), until the first reward comes. From then on it acts with the posterior's mean.
 All randomness derives from (session seed, episode, step), so a session that is recovered or replayed acts the same.
 """
 
@@ -25,15 +25,24 @@ class Phase(StrEnum):
     FINETUNING = "finetuning"
 
 
+SWITCH_SKILLS = 40
+"""Skills for which the `SWITCHING` exploration keeps an embedding: about as long as the way to a task takes."""
+
+
 class Exploration(StrEnum):
-    """How conditioning episodes choose their embeddings."""
+    """How conditioning episodes choose their embeddings.
+
+    ``prior``: one for a whole episode, as SiMPL does. ``switching``: a new one every `SWITCH_SKILLS` skills, so that a long episode without
+    reward tries several tasks rather than staying at one that is not the right one.
+    """
 
     PRIOR = "prior"
+    SWITCHING = "switching"
 
 
 @dataclass(frozen=True)
 class EpisodePlan:
-    """How one episode acts: with an embedding [E] drawn for it (None: the session's posterior mean), or with the plain skill prior."""
+    """How one episode acts: with drawn embeddings, beginning with [E] (None: the session's posterior mean), or with the plain skill prior."""
 
     phase: Phase
     task_embedding: Floats | None
@@ -47,15 +56,29 @@ def automatic_phase(episode: int, conditioning_episodes: int, *, rewarded: bool,
     return Phase.FINETUNING if finetuned else Phase.ADAPTED
 
 
-def plan_episode(phase: Phase, *, seed: int, episode: int, conditioning_episodes: int, task_embedding_dim: int) -> EpisodePlan:
+def plan_episode(
+    phase: Phase,
+    *,
+    seed: int,
+    episode: int,
+    conditioning_episodes: int,
+    task_embedding_dim: int,
+    exploration: Exploration = Exploration.SWITCHING,
+) -> EpisodePlan:
     """How episode number ``episode`` acts in ``phase``."""
     if phase is not Phase.EXPLORING:
         return EpisodePlan(phase, None)
     overtime = episode - conditioning_episodes
     if overtime >= 0 and overtime % 2 == 1:
         return EpisodePlan(phase, None, use_skill_prior=True)
-    generator = np.random.default_rng([_EMBEDDING_STREAM, seed, episode])
-    return EpisodePlan(phase, generator.standard_normal(task_embedding_dim).astype(np.float32))
+    return EpisodePlan(phase, drawn_embedding(exploration, seed, episode, 0, task_embedding_dim))
+
+
+def drawn_embedding(exploration: Exploration, seed: int, episode: int, skill_index: int, task_embedding_dim: int) -> Floats:
+    """The exploratory embedding [E], from N(0, I), with which skill number ``skill_index`` (from 0) of an episode is chosen."""
+    draw = skill_index // SWITCH_SKILLS if exploration is Exploration.SWITCHING else 0
+    generator = np.random.default_rng([_EMBEDDING_STREAM, seed, episode, draw])
+    return generator.standard_normal(task_embedding_dim).astype(np.float32)
 
 
 def skill_noise(seed: int, episode: int, step: int, skill_dim: int) -> Floats:
