@@ -1,13 +1,12 @@
 """A bundle: one self-describing directory with everything that serving and fine-tuning need. No pickle.
 
-``manifest.json`` names the format version, the model's spec, each file's SHA-256, golden input and output vectors of each graph, what
-fine-tuning starts from, and where the bundle came from.
+``manifest.json`` names the format version, the model's spec, each file's SHA-256 and its own, golden input and output vectors of each
+graph, what fine-tuning starts from, and where the bundle came from.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from training.contract.errors import BundleCorrupt, BundleFileMissing, BundleTooNew
+from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
 from training.contract.spec import (
     FORMAT_VERSION,
     LEARNER_WEIGHTS,
@@ -108,9 +107,12 @@ class Bundle:
 def write_bundle(path: Path | str, files: Mapping[str, bytes], **manifest_fields: Any) -> Bundle:
     """Write a bundle as a whole: into a temporary directory beside ``path``, checked there, then renamed over it.
 
-    ``manifest_fields`` are Manifest's fields without ``format_version`` and ``files``.
+    ``manifest_fields`` are Manifest's fields without ``format_version`` and ``files``. A bundle that stands there is replaced; anything else
+    raises BundleError and is left alone.
     """
     path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"expected a bundle or nothing at {path}, found something else, which a bundle would replace; name another place")
     path.parent.mkdir(parents=True, exist_ok=True)
     entries = {name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in files.items()}
     manifest = Manifest(format_version=FORMAT_VERSION, files=entries, **manifest_fields)
@@ -119,18 +121,36 @@ def write_bundle(path: Path | str, files: Mapping[str, bytes], **manifest_fields
         new.mkdir(mode=0o755)
         for name, data in files.items():
             (new / name).write_bytes(data)
-        (new / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n")
+        content = manifest.model_dump(mode="json")
+        (new / MANIFEST).write_text(json.dumps(content | {"sha256": _digest_of(content)}, indent=1) + "\n")
         Bundle.load(new)
+        _exchange(new, path, old)
+    return Bundle(path, manifest)
+
+
+def _exchange(new: Path, path: Path, old: Path) -> None:
+    """Move ``path``, if it is there, to ``old`` and ``new`` to ``path``; when the latter fails, put things back."""
+    try:
         if path.exists():
             os.rename(path, old)
-        shutil.move(new, path)
-    return Bundle(path, manifest)
+        os.rename(new, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content without its own digest, whatever its white space and order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     if not path.is_dir():
         raise BundleFileMissing(f"expected a bundle directory at {path}, found none; train one with 'python -m training' or name another")
+    if file.is_symlink():
+        raise BundleCorrupt(f"{file} leads outside the bundle; a bundle holds plain files only")
     if not file.is_file():
         raise BundleFileMissing(f"expected {MANIFEST} in {path}, found none; it is not a bundle, or was copied in part")
     if (size := file.stat().st_size) > MAX_MANIFEST_BYTES:
@@ -138,10 +158,13 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         version = content["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleCorrupt(f"{file} is no JSON object with a format_version: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleCorrupt(f"{file}: expected a JSON object with a format_version, got {error!r}; copy the bundle again") from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise BundleTooNew(f"{path} has format version {version!r}; this program reads up to {FORMAT_VERSION}: update it, or export again")
+    stated = content.pop("sha256", None)
+    if (digest := _digest_of(content)) != stated:
+        raise BundleCorrupt(f"{file}: it states SHA-256 {stated}, its content has {digest}; it was altered or damaged: copy the bundle again")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

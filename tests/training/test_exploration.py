@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from training.contract.exploration import Phase, automatic_phase, plan_episode, skill_noise
+
+K = 3
+
+
+def plan(phase, episode, seed=7):
+    return plan_episode(phase, seed=seed, episode=episode, conditioning_episodes=K, task_embedding_dim=2)
+
+
+@pytest.mark.parametrize(
+    ("episode", "rewarded", "finetuned", "phase"),
+    [
+        (0, False, False, Phase.EXPLORING),
+        (2, True, False, Phase.EXPLORING),  # all conditioning episodes are run, rewarded or not
+        (3, True, False, Phase.ADAPTED),
+        (3, True, True, Phase.FINETUNING),
+        (3, False, False, Phase.EXPLORING),  # nothing to infer a task from
+        (50, False, True, Phase.EXPLORING),
+    ],
+)
+def test_a_session_explores_until_it_has_conditioned_and_been_rewarded(episode, rewarded, finetuned, phase):
+    assert automatic_phase(episode, K, rewarded=rewarded, finetuned=finetuned) is phase
+
+
+def test_without_conditioning_episodes_a_session_never_explores():
+    assert automatic_phase(0, 0, rewarded=False, finetuned=False) is Phase.ADAPTED
+
+
+def test_every_conditioning_episode_draws_its_own_embedding():
+    embeddings = [plan(Phase.EXPLORING, episode).task_embedding for episode in range(K)]
+    assert len({embedding.tobytes() for embedding in embeddings}) == K
+    assert all(embedding.shape == (2,) and embedding.dtype == np.float32 for embedding in embeddings)
+    assert not any(plan(Phase.EXPLORING, episode).use_skill_prior for episode in range(K))
+
+
+def test_the_embeddings_are_standard_normal():
+    many = np.stack([plan(Phase.EXPLORING, 0, seed).task_embedding for seed in range(4000)])
+    np.testing.assert_allclose(many.mean(0), 0, atol=0.06)
+    np.testing.assert_allclose(np.cov(many.T), np.eye(2), atol=0.1)
+
+
+def test_a_replayed_session_draws_the_same_and_another_seed_others():
+    np.testing.assert_array_equal(plan(Phase.EXPLORING, 1).task_embedding, plan(Phase.EXPLORING, 1).task_embedding)
+    assert not np.array_equal(plan(Phase.EXPLORING, 1).task_embedding, plan(Phase.EXPLORING, 1, seed=8).task_embedding)
+
+
+def test_exploration_in_overtime_uses_the_skill_prior_every_second_episode():
+    plans = [plan(Phase.EXPLORING, episode) for episode in range(K, K + 4)]
+    assert [p.use_skill_prior for p in plans] == [False, True, False, True]
+    assert [p.task_embedding is None for p in plans] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("phase", [Phase.ADAPTED, Phase.FINETUNING])
+def test_after_exploring_the_posteriors_mean_is_used(phase):
+    for episode in (0, K, K + 1):
+        assert plan(phase, episode).task_embedding is None
+        assert not plan(phase, episode).use_skill_prior
+
+
+def test_skill_noise_depends_on_seed_episode_and_step_alone():
+    noises = {skill_noise(*key, 3).tobytes() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 10), (10, 0, 0)]}
+    assert len(noises) == 5
+    np.testing.assert_array_equal(skill_noise(5, 6, 7, 3), skill_noise(5, 6, 7, 3))
+    many = np.concatenate([skill_noise(0, 0, step, 3) for step in range(2000)])
+    assert (abs(many.mean()) < 0.05, many.std()) == (True, pytest.approx(1, abs=0.05))
+    assert many.dtype == np.float32
