@@ -78,7 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-finetune", action="store_true", help="adapt by inferring the task only")
     parser.add_argument("--deterministic", action="store_true", help="take each skill's mean instead of drawing it")
     parser.add_argument("--bundle", help="which of the service's bundles (default: the first that was trained in this environment)")
-    parser.add_argument("--session", metavar="ID", help="go on with a session instead of opening one")
+    parser.add_argument("--session", metavar="ID", help="go on with a session, with its own seed and K, instead of opening one")
     parser.add_argument("--keep", action="store_true", help="leave the session open at the end")
     parser.add_argument("--max-wait-s", type=_seconds, default=60.0, metavar="S", help="longest wait for the learner (default: 60)")
     parser.add_argument("--no-wait", dest="max_wait_s", action="store_const", const=0.0, help="do not wait for the learner")
@@ -139,8 +139,9 @@ def run(options: argparse.Namespace, domain: Domain, env: gym.Env[Any, Any], ses
     """Run the episodes and report them, also when they end before their time. Returns the exit status."""
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     status, results = 0, list[EpisodeResult]()
+    about = session.info()  # of a session that is gone on with, the seed and K are its own
     display = Display(console, options.episodes)
-    simulation = Simulation(env, session, options.seed, display, keep_paths=options.plot is not None)
+    simulation = Simulation(env, session, about.seed, display, keep_paths=options.plot is not None)
     try:
         with display:
             for result in simulation.episodes(options.episodes, max_wait_s=options.max_wait_s):
@@ -152,12 +153,12 @@ def run(options: argparse.Namespace, domain: Domain, env: gym.Env[Any, Any], ses
     except SkilletError as error:
         status = complain(error, RUN_FAILED)
     if options.json is not None:
-        write_json(options.json, env=options.env, task=options.task, seed=options.seed, results=results)
+        write_json(options.json, env=options.env, task=options.task, seed=about.seed, results=results)
     if results:
-        console.print(summary_table(results, options.conditioning))
+        console.print(summary_table(results, about.conditioning_episodes))
         console.print(times_line(simulation.times), highlight=False)
         if options.plot is not None and domain.plot is not None:
-            domain.plot(env, simulation.paths, [result.success for result in results], options.plot, options.conditioning)
+            domain.plot(env, simulation.paths, [result.success for result in results], options.plot, about.conditioning_episodes)
     if options.keep:
         console.print(f"the session stays open: --session {session.id}", highlight=False)
     return status
