@@ -104,7 +104,8 @@ def select_context(rows: Floats, layout: ContextLayout, capacity: int) -> Floats
     rewarded = rows[:, layout.reward] != 0
     hits, misses = np.flatnonzero(rewarded), np.flatnonzero(~rewarded)
     kept_hits = _evenly(hits, max(capacity // 2, capacity - len(misses)))
-    return rows[np.sort(np.concatenate([kept_hits, _evenly(misses, capacity - len(kept_hits))]))]
+    chosen: Floats = rows[np.sort(np.concatenate([kept_hits, _evenly(misses, capacity - len(kept_hits))]))]
+    return chosen
 
 
 def _evenly(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
