@@ -6,9 +6,9 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_origin
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from training.contract.errors import ConfigError
 from training.contract.exploration import Exploration
@@ -53,6 +53,12 @@ class SkillConfig(Frozen):
     decoded_steps: int = Field(default=3, gt=0, description="steps of each window that are decoded in an update")
     learning_rate: float = Field(default=1e-3, gt=0)
 
+    @model_validator(mode="after")
+    def _decodes_within_the_window(self) -> Self:
+        if self.decoded_steps > self.horizon:
+            raise ValueError(f"decoded_steps ({self.decoded_steps}) must not exceed horizon ({self.horizon})")
+        return self
+
 
 class NetworkConfig(Frozen):
     """Sizes of the task encoder, meta-policy and critics."""
@@ -67,6 +73,12 @@ class NetworkConfig(Frozen):
     encoder_inducing_points: int = Field(default=16, gt=0)
     encoder_blocks: int = Field(default=2, ge=0)
     max_context: int = Field(default=256, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.encoder_width % self.encoder_heads:
+            raise ValueError(f"encoder_width ({self.encoder_width}) must be a multiple of encoder_heads ({self.encoder_heads})")
+        return self
 
 
 class MetaConfig(Frozen):
@@ -106,7 +118,7 @@ class FinetuningConfig(Frozen):
     """Learning the target task (SiMPL, section 4.3): offline and in the service's learner."""
 
     batch: int = Field(default=256, gt=0)
-    warm_start_updates: int = Field(default=200, ge=0, description="updates on the conditioning episodes before the first fine-tuned one")
+    warm_start_updates: int = Field(default=200, gt=0, description="updates on the conditioning episodes before the first fine-tuned one")
     updates_per_episode: int = Field(default=40, ge=0)
     buffer: int = Field(default=20_000, gt=0)
     success_share: float = Field(default=1 / 3, ge=0, le=1)
@@ -165,14 +177,14 @@ def presets() -> list[str]:
 
 def _read(name_or_path: str) -> dict[str, Any]:
     if name_or_path in presets():
-        text = (resources.files("training.configs") / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        file = resources.files("training.configs") / f"{name_or_path}.toml"
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
+        file = Path(name_or_path)
     else:
         raise ConfigError(f"no configuration {name_or_path!r}: give a TOML file or one of {', '.join(presets())}")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name_or_path} is no TOML: {error}") from error
 
 
@@ -183,6 +195,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
     model: Any = TrainingConfig
     *sections, last = key.strip().split(".")
     for part in [*sections, last]:
+        if get_origin(model) is dict:  # options of a demonstrator: any key
+            break
         fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
         if part not in fields:
             nearest = difflib.get_close_matches(part, fields, 1, 0)
@@ -191,6 +205,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
         model = fields[part].annotation
     for part in sections:
         content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {key}: expected {part!r} to be a table in the file, found {content!r}")
     try:
         content[last] = json.loads(text)
     except ValueError:

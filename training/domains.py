@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from training.collect.maze import MazeCollectConfig, collect_maze
 from training.config import TrainingConfig
@@ -47,7 +48,12 @@ class Domain:
         """Make the offline data."""
         collect = self.config.collect
         assert isinstance(self.simulator, MazeTasks)
-        made = collect_maze(MazeCollectConfig(seed=self.config.seed, **collect.demonstrator), self.simulator.simulator)
+        try:
+            options = MazeCollectConfig.model_validate({"seed": self.config.seed} | collect.demonstrator)
+        except ValidationError as error:
+            lines = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise ConfigError(f"collect.demonstrator: {lines}; the options are {', '.join(MazeCollectConfig.model_fields)}") from error
+        made = collect_maze(options, self.simulator.simulator)
         return [Episode(episode.observations, episode.actions) for episode in made]
 
     def spec(self) -> ModelSpec:

@@ -144,7 +144,8 @@ class Finetuner:
     @torch.no_grad()
     def policy_kl(self) -> float:
         """Mean KL(pi || skill prior) over the newest replay states, nats."""
-        states = self.replay.rows[0, : self.replay.size(0), self.networks.layout.state][-2048:]
+        newest = torch.arange(int(self.replay.added[0]))[-min(self.replay.size(0), 2048) :] % self.replay.capacity
+        states = self.replay.rows[0, newest, self.networks.layout.state]
         return float(kl_divergence(*self.networks.policy(states, self.task_embedding.expand(len(states), -1))).mean())
 
     def save(self, path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import MetaConfig, NetworkConfig, TrainingConfig
 from training.contract.context import ContextLayout, Floats
+from training.contract.errors import ConfigError
 from training.networks.blocks import kl_to_standard
 from training.networks.critic import SkillCritic
 from training.networks.meta_policy import MetaPolicy
@@ -160,6 +161,10 @@ class MetaTrainer:
     """The loop: an epoch collects an episode with a prior and one with a posterior embedding for every task, then updates."""
 
     def __init__(self, config: TrainingConfig, skills: SkillModel, simulator: TaskSimulator, tasks: Sequence[Any], run_dir: Path) -> None:
+        if len(tasks) <= config.meta.prior_tasks:
+            raise ConfigError(
+                f"meta.prior_tasks is {config.meta.prior_tasks} and there are {len(tasks)} training tasks: none is left for the posterior"
+            )
         torch.manual_seed(config.seed)
         self.config, self.simulator, self.tasks, self.run_dir = config, simulator, list(tasks), run_dir
         state_dim = len(skills.features.mean)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import SkillConfig, TrainingConfig
+from training.contract.errors import ConfigError
 from training.data import Episode
 from training.networks.blocks import kl_divergence, kl_to_standard
 from training.networks.skill_model import SkillModel
@@ -26,7 +27,7 @@ class SkillWindows:
     def __init__(self, episodes: Sequence[Episode], horizon: int) -> None:
         usable = [episode for episode in episodes if len(episode.actions) >= horizon]
         if not usable:
-            raise ValueError(
+            raise ConfigError(
                 f"no episode has the {horizon} steps of a skill; the longest has {max((len(e.actions) for e in episodes), default=0)}"
             )
         self.horizon = horizon

@@ -106,7 +106,10 @@ def collect(run: Run) -> None:
 def skills(run: Run) -> None:
     """extract skills from the offline data (SPiRL)"""
     config = run.config
-    episodes = load_episodes(config.collect.dataset, config.collect.observation_key)
+    try:
+        episodes = load_episodes(config.collect.dataset, config.collect.observation_key)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"{error} (python -m training collect --config {config.domain.name} makes the offline data)") from error
     model = extract_skills(config, episodes, *run.domain.action_limits, run.dir, run.device)
     task = run.domain.test_tasks[0]
     layout = ContextLayout(len(model.features.mean), config.skills.skill_dim)

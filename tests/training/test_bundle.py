@@ -17,8 +17,14 @@ FILES = {
     "README.md": b"# card",
 }
 PROVENANCE = {
-    "created_at": "2026-01-01T00:00:00+00:00", "config": {}, "config_sha256": "0" * 64, "seed": 0, "commit": "0" * 40, "command": "c", "metrics": {},
-}  # fmt: skip
+    "created_at": "2026-01-01T00:00:00+00:00",
+    "config": {},
+    "config_sha256": "0" * 64,
+    "seed": 0,
+    "commit": "0" * 40,
+    "command": "c",
+    "metrics": {},
+}
 
 
 def write(path, files=None, leave_out=None):
@@ -101,7 +107,7 @@ def test_a_missing_manifest_or_directory_is_named(path, tmp_path):
     (path / MANIFEST).unlink()
     with pytest.raises(BundleFileMissing, match=r"expected manifest\.json in .*tiny, found none"):
         Bundle.load(path)
-    with pytest.raises(BundleFileMissing, match="expected a bundle directory at .*nowhere, found none"):
+    with pytest.raises(BundleFileMissing, match=r"expected a bundle directory at .*nowhere, found none"):
         Bundle.load(tmp_path / "nowhere")
 
 
@@ -201,7 +207,7 @@ def test_a_directory_that_is_no_bundle_is_not_replaced(tmp_path):
     (tmp_path / "bundles").mkdir()
     (tmp_path / "bundles" / "precious.txt").write_text("years of work")
     for place in (tmp_path / "bundles", tmp_path / "bundles" / "precious.txt"):
-        with pytest.raises(BundleError, match="expected a bundle or nothing at .*, found something else"):
+        with pytest.raises(BundleError, match=r"expected a bundle or nothing at .*, found something else"):
             write(place)
     assert (tmp_path / "bundles" / "precious.txt").read_text() == "years of work"
 

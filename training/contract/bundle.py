@@ -107,8 +107,8 @@ class Bundle:
 def write_bundle(path: Path | str, files: Mapping[str, bytes], **manifest_fields: Any) -> Bundle:
     """Write a bundle as a whole: into a temporary directory beside ``path``, checked there, then renamed over it.
 
-    ``manifest_fields`` are Manifest's fields without ``format_version`` and ``files``. A bundle that stands there is replaced; anything else
-    raises BundleError and is left alone.
+    ``manifest_fields`` are Manifest's fields without ``format_version`` and ``files``. A bundle that stands there is replaced; anything
+    else raises BundleError and is left alone.
     """
     path = Path(path)
     if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
@@ -164,7 +164,9 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleTooNew(f"{path} has format version {version!r}; this program reads up to {FORMAT_VERSION}: update it, or export again")
     stated = content.pop("sha256", None)
     if (digest := _digest_of(content)) != stated:
-        raise BundleCorrupt(f"{file}: it states SHA-256 {stated}, its content has {digest}; it was altered or damaged: copy the bundle again")
+        raise BundleCorrupt(
+            f"{file}: it states SHA-256 {stated}, its content has {digest}; it was altered or damaged: copy the bundle again"
+        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

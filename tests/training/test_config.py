@@ -1,0 +1,123 @@
+import pytest
+
+from tests.training.tiny import tiny_config
+from training.config import TrainingConfig, load_config, presets
+from training.contract.errors import ConfigError
+
+TEXT = """
+seed = 3
+[domain]
+name = "tiny"
+env_id = "Tiny-v0"
+train_tasks = "train"
+test_tasks = "test"
+[collect]
+dataset = "testing/tiny-v0"
+[meta]
+updates = 7
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_every_preset_loads_by_its_name():
+    assert "maze" in presets()
+    for name in presets():
+        assert load_config(name).domain.name == name
+
+
+def test_a_file_loads_by_its_path_with_defaults_for_what_it_leaves_out(file):
+    config = load_config(str(file))
+    assert (config.seed, config.meta.updates) == (3, 7)
+    assert config.skills == TrainingConfig.model_validate({"domain": config.domain, "collect": config.collect}).skills
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("meta.updates=5000", "meta", "updates", 5000),
+        ("meta.discount=0.9", "meta", "discount", 0.9),
+        ("meta.return_bound=false", "meta", "return_bound", False),
+        ("meta.return_bound=False", "meta", "return_bound", False),
+        ("skills.decoder_hidden=[7, 8]", "skills", "decoder_hidden", (7, 8)),
+        ("networks.encoder=product_of_gaussians", "networks", "encoder", "product_of_gaussians"),
+        ("collect.observation_key=a=b", "collect", "observation_key", "a=b"),
+        ("collect.demonstrator.episodes=60", "collect", "demonstrator", {"episodes": 60}),
+        (" evaluate.seeds =2", "evaluate", "seeds", 2),
+    ],
+)
+def test_an_override_is_read_as_json_or_else_as_text(file, override, section, key, value):
+    assert getattr(getattr(load_config(str(file), [override]), section), key) == value
+
+
+def test_later_overrides_win_and_sections_keep_their_other_values(file):
+    config = load_config(str(file), ["meta.polyak=0.5", "seed=4", "seed=5"])
+    assert (config.seed, config.meta.polyak, config.meta.updates) == (5, 0.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("meta.update=5", "no key 'update'; the nearest is 'updates'"),
+        ("mate.updates=5", "no key 'mate'; the nearest is 'meta'"),
+        ("meta.updates.more=5", "no key 'more'"),
+        ("meta.updates", "--set takes key=value, e.g. meta.updates=5000; got 'meta.updates'"),
+        ("meta.updates=many", "meta.updates: .*integer"),
+        ("meta.updates=0", "meta.updates: .*greater than 0"),
+        ("meta=5", "meta: "),
+        ("skills.decoded_steps=11", r"decoded_steps \(11\) must not exceed horizon \(10\)"),
+        ("networks.encoder_heads=3", r"encoder_width \(64\) must be a multiple of encoder_heads \(3\)"),
+        ("finetuning.warm_start_updates=0", "finetuning.warm_start_updates: .*greater than 0"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_what_was_expected(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("maze", [override])
+
+
+def test_a_wrong_key_in_a_file_names_the_nearest(file):
+    file.write_text(TEXT + "updates_per_epok = 3\n")
+    with pytest.raises(ConfigError, match=r"meta\.updates_per_epok: .* \(the nearest key is 'updates_per_epoch'\)"):
+        load_config(str(file))
+
+
+def test_a_wrong_section_in_a_file_names_the_nearest(file):
+    file.write_text(TEXT + "[skils]\n")
+    with pytest.raises(ConfigError, match=r"skils: .* \(the nearest key is 'skills'\)"):
+        load_config(str(file))
+
+
+def test_a_missing_section_is_named(tmp_path):
+    (tmp_path / "empty.toml").write_text("")
+    with pytest.raises(ConfigError, match=r"domain: Field required; collect: Field required"):
+        load_config(str(tmp_path / "empty.toml"))
+
+
+@pytest.mark.parametrize("content", [b"[domain", b"seed = \xff"])
+def test_a_file_that_is_no_toml_is_named(tmp_path, content):
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.toml is no TOML"):
+        load_config(str(tmp_path / "bad.toml"))
+
+
+def test_an_override_below_something_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "flat.toml").write_text("meta = 5")
+    with pytest.raises(ConfigError, match="expected 'meta' to be a table in the file, found 5"):
+        load_config(str(tmp_path / "flat.toml"), ["meta.updates=3"])
+
+
+def test_an_unknown_configuration_names_the_presets():
+    with pytest.raises(ConfigError, match=r"no configuration 'labyrinth': give a TOML file or one of .*maze"):
+        load_config("labyrinth")
+
+
+def test_a_configuration_is_frozen_and_survives_json():
+    config = tiny_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.meta.updates = 1
+    assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
