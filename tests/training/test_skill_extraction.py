@@ -1,0 +1,138 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.tiny import A, H, S, tiny_config
+from training.contract.errors import ConfigError
+from training.data import Episode
+from training.networks.blocks import kl_divergence
+from training.skill_extraction import SkillLearner, SkillWindows, build_skill_model, extract_skills
+
+LOW, HIGH = np.array([-1.0, -0.5], np.float32), np.array([1.0, 0.5], np.float32)
+
+
+def numbered_episode(index, length):
+    """Every observation and action tells its episode and step."""
+    steps = np.arange(length + 1, dtype=np.float32)
+    observations = np.stack([np.full(length + 1, index), steps, steps, steps], 1).astype(np.float32)
+    return Episode(observations, np.stack([np.full(length, index), steps[:-1]], 1).astype(np.float32))
+
+
+def steady_episodes(count=60, length=20, seed=0):
+    """Each episode holds one of four actions and integrates it: a skill is that action, and a state tells it by its velocity."""
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for index in range(count):
+        action = np.array([(0.8, 0.4), (0.8, -0.4), (-0.8, 0.4), (-0.8, -0.4)][index % 4], np.float32)
+        actions = np.tile(action, (length, 1))
+        position = rng.uniform(-3, 3, 2) + 0.1 * np.arange(length + 1)[:, None] * action
+        velocity = np.tile(action, (length + 1, 1)) + 0.01 * rng.standard_normal((length + 1, 2))
+        episodes.append(Episode(np.concatenate([position, velocity], 1).astype(np.float32), actions))
+    return episodes
+
+
+def test_windows_never_cross_episodes_and_cover_every_start():
+    windows = SkillWindows([numbered_episode(0, 9), numbered_episode(1, 3), numbered_episode(2, H), numbered_episode(3, 6)], H)
+    assert len(windows.starts) == 5 + 0 + 1 + 2
+    states, actions = windows.sample(400, torch.Generator().manual_seed(0))
+    assert states.shape == (400, H, S)
+    assert actions.shape == (400, H, A)
+    assert torch.equal(states[..., 0], states[:, :1, 0].expand(-1, H))
+    assert torch.equal(states[..., 1], states[:, :1, 1] + torch.arange(H))
+    assert torch.equal(actions, states[..., :2])
+    starts = {(int(state[0, 0]), int(state[0, 1])) for state in states}
+    assert starts == {(0, step) for step in range(5)} | {(2, 0), (3, 0), (3, 1)}
+
+
+def test_episodes_that_are_all_too_short_are_refused():
+    with pytest.raises(ConfigError, match="no episode has the 5 steps of a skill; the longest has 4"):
+        SkillWindows([numbered_episode(0, 4), numbered_episode(1, 2)], H)
+    with pytest.raises(ConfigError, match="the longest has 0"):
+        SkillWindows([], H)
+
+
+def test_the_model_takes_its_normaliser_from_the_data():
+    windows = SkillWindows(steady_episodes(), H)
+    model = build_skill_model(tiny_config(), windows, LOW, HIGH)
+    seen = model.features(windows.states)[:, :S]
+    torch.testing.assert_close(seen.mean(0), torch.zeros(S), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen.std(0), torch.ones(S), atol=1e-3, rtol=0)
+
+
+def test_a_constant_entry_of_the_data_leaves_the_features_finite():
+    episode = numbered_episode(0, 9)
+    model = build_skill_model(tiny_config(), SkillWindows([episode], H), LOW, HIGH)
+    assert torch.isfinite(model.features(torch.from_numpy(episode.observations))).all()
+
+
+def test_the_prior_does_not_shape_the_skills():
+    model = build_skill_model(tiny_config(), SkillWindows(steady_episodes(4), H), LOW, HIGH)
+    mean, std = model.encoder(torch.zeros(3, H, S), torch.zeros(3, H, A))
+    kl_divergence(mean.detach(), std.detach(), *model.prior(torch.zeros(3, S))).sum().backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert all(parameter.grad is not None for parameter in model.prior.parameters())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    config = tiny_config(skills={"steps": 600, "learning_rate": 3e-3, "beta": 1e-3})
+    run_dir = tmp_path_factory.mktemp("skills")
+    return extract_skills(config, steady_episodes(), LOW, HIGH, run_dir), run_dir
+
+
+def test_skills_reconstruct_the_actions_of_unseen_data(trained):
+    model, run_dir = trained
+    windows = SkillWindows(steady_episodes(seed=1), H)
+    states, actions = windows.sample(500, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        mean, _ = model.encoder(states, actions)
+        decoded = model.decoder(states, mean[:, None].expand(-1, H, -1))
+    assert (decoded - actions).square().mean() < 0.02  # the actions' own variance is 0.4
+    assert not model.training
+    last = json.loads((run_dir / "skills.jsonl").read_text().splitlines()[-1])
+    assert last["at"] == 600
+    assert last["action_mse"] < 0.02
+
+
+def test_the_prior_knows_which_skills_a_state_is_used_with(trained):
+    model, _ = trained
+    states, actions = SkillWindows(steady_episodes(seed=1), H).sample(500, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        decoded = model.decoder(states[:, 0], model.prior(states[:, 0])[0])
+    assert (torch.sign(decoded) == torch.sign(actions[:, 0])).float().mean() > 0.95
+
+
+def test_a_trained_stage_is_not_trained_again(trained, tmp_path):
+    model, run_dir = trained
+    config = tiny_config(skills={"steps": 600, "learning_rate": 3e-3, "beta": 1e-3})
+    before = (run_dir / "skills.safetensors").stat().st_mtime_ns
+    again = extract_skills(config, steady_episodes(), LOW, HIGH, run_dir)
+    assert (run_dir / "skills.safetensors").stat().st_mtime_ns == before
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_stage_goes_on_from_its_checkpoint_to_the_same_number_of_steps(tmp_path, monkeypatch):
+    config, episodes = tiny_config(skills={"steps": 50}), steady_episodes(8)
+    monkeypatch.setattr("training.skill_extraction.CHECKPOINT_STEPS", 20)
+    update, calls = SkillLearner.update, []
+
+    def counting(learner, *arguments):
+        if len(calls) == 33:
+            raise Stopped
+        calls.append(learner.optimizer.param_groups[0]["lr"])
+        return update(learner, *arguments)
+
+    monkeypatch.setattr(SkillLearner, "update", counting)
+    with pytest.raises(Stopped):
+        extract_skills(config, episodes, LOW, HIGH, tmp_path)
+    first_rates, calls[:] = list(calls), []
+    extract_skills(config, episodes, LOW, HIGH, tmp_path)
+    assert len(calls) == 30  # from step 20, where the checkpoint stands
+    assert calls[:13] == first_rates[20:]  # the learning rate goes on where it was
+    assert json.loads((tmp_path / "skills.jsonl").read_text().splitlines()[-1])["at"] == 50
