@@ -22,7 +22,7 @@ from service.errors import (
 from service.policies import MetaPolicy, Networks
 from service.sessions import Changes, EpisodeRecord, LastAction, LastOutcome, Loaded, OpenSkill, Posterior, Session
 from training.contract.context import Floats, pack_rows, unpack_rows
-from training.contract.exploration import Phase, automatic_phase, plan_episode, skill_noise
+from training.contract.exploration import Phase, automatic_phase, drawn_embedding, plan_episode, skill_noise
 from training.contract.spec import VectorSpec
 
 
@@ -99,6 +99,7 @@ def begin_episode(session: Session, phase: Phase, posterior: Posterior) -> None:
         episode=session.episode,
         conditioning_episodes=session.conditioning_episodes,
         task_embedding_dim=len(posterior.mean),
+        exploration=session.exploration,
     )
     acts_on_posterior = plan.task_embedding is None and not plan.use_skill_prior
     session.phase, session.use_skill_prior, session.episode_open = phase, plan.use_skill_prior, True
@@ -241,7 +242,10 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
     spec, step = networks.spec, session.act_step
     noise = None if session.deterministic else skill_noise(session.seed, session.episode, step, spec.skill_dim)
     embedding = policy.task_embedding
-    if embedding is None:
+    if session.phase is Phase.EXPLORING and not session.use_skill_prior:
+        skill_index = step // spec.skill_horizon
+        embedding = drawn_embedding(session.exploration, session.seed, session.episode, skill_index, spec.task_embedding_dim)
+    elif embedding is None:
         embedding = unpack_rows(session.embedding, spec.task_embedding_dim)[0]
     chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior)
     if _follows_versions(session) and session.forced_phase is None:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -102,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         session.close()
     except (SkilletError, ValueError) as error:
         return complain(error, BAD_ARGUMENTS)
+    except OSError as error:
+        return complain(error, RUN_FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -165,4 +168,5 @@ def run(options: argparse.Namespace, domain: Domain, env: gym.Env[Any, Any], ses
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: files written, session closed
     sys.exit(main())

@@ -1,8 +1,8 @@
 """Which task embedding an episode acts with: the same rule offline and in the service (SiMPL, section 4.3).
 
-A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I). If none of them brought any reward there
-is nothing to infer a task from, so it goes on exploring, every second episode with the plain skill prior (which reaches places that no
-training task asks for), until the first reward comes. From then on it acts with the posterior's mean.
+A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I). If none of them brought any reward
+there is nothing to infer a task from, so it goes on exploring, every second episode with the plain skill prior (which reaches places
+that no training task asks for), until the first reward comes. From then on it acts with the posterior's mean.
 All randomness derives from (session seed, episode, step), so a session that is recovered or replayed acts the same.
 """
 
@@ -42,7 +42,7 @@ class Exploration(StrEnum):
 
 @dataclass(frozen=True)
 class EpisodePlan:
-    """How one episode acts: with drawn embeddings, beginning with [E] (None: the session's posterior mean), or with the plain skill prior."""
+    """How one episode acts: with drawn embeddings, the first of them [E] (None: the posterior's mean), or with the plain skill prior."""
 
     phase: Phase
     task_embedding: Floats | None

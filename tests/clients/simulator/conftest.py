@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from threading import Timer
 
 import pytest
 
@@ -23,28 +25,30 @@ def maze_like_bundle(tiny_bundle, tmp_path_factory):
     return write_bundle(tmp_path_factory.mktemp("bundles") / "maze-like", files, name="maze-like", spec=spec, **fields)
 
 
-@pytest.fixture(scope="session")
-def service_url(maze_like_bundle, tmp_path_factory):
-    """``python -m service`` on a free port, without a learner."""
-    data_dir = tmp_path_factory.mktemp("data")
-    command = [sys.executable, "-m", "service", "--bundle", str(maze_like_bundle.path), "--port", "0", "--data-dir", str(data_dir)]
+@contextmanager
+def started_service(bundle, data_dir, port=0):
+    """``python -m service`` without a learner. Yields its address and its process."""
+    command = [sys.executable, "-m", "service", "--bundle", str(bundle.path), "--port", str(port), "--data-dir", str(data_dir)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SKILLET_")}
     process = subprocess.Popen([*command, "--no-learner"], stdout=subprocess.PIPE, text=True, env=environment)
-    watchdog = _stop_after(process, START_TIMEOUT_S)
-    ready = process.stdout.readline()
-    watchdog.cancel()
-    match = re.search(r"at (http://\S+)", ready)
-    assert match, f"the service said {ready!r} instead of its address"
-    yield match.group(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    process.stdout.close()
+    watchdog = Timer(START_TIMEOUT_S, process.kill)  # so that reading its output does not wait for ever
+    watchdog.start()
+    try:
+        ready = process.stdout.readline()
+        watchdog.cancel()
+        match = re.search(r"at (http://\S+)", ready)
+        assert match, f"the service said {ready!r} instead of its address"
+        yield match.group(1), process
+    finally:
+        watchdog.cancel()
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+        process.stdout.close()
 
 
-def _stop_after(process, seconds):
-    """Ends a process that hangs, so that reading its output does not wait for ever."""
-    from threading import Timer
-
-    timer = Timer(seconds, process.kill)
-    timer.start()
-    return timer
+@pytest.fixture(scope="session")
+def service_url(maze_like_bundle, tmp_path_factory):
+    """A service for all tests, on a free port."""
+    with started_service(maze_like_bundle, tmp_path_factory.mktemp("data")) as (url, process):
+        yield url
+    assert process.returncode == 0

@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import gymnasium as gym
@@ -17,6 +17,8 @@ from clients.sdk import SkilletClient, errors
 from clients.simulator.__main__ import main
 from clients.simulator.report import Display
 from clients.simulator.run import Simulation
+from tests.clients.servers import free_port
+from tests.clients.simulator.conftest import started_service
 
 ROOT = Path(__file__).parents[3]
 AT_THE_START, FAR = "10,10", "3,18"  # a goal that the first step reaches, and one that small random networks do not
@@ -139,15 +141,42 @@ def test_ctrl_c_keeps_what_is_complete_closes_the_session_and_exits_130(service_
     assert new_session() is None
 
 
+def test_a_loop_goes_on_where_it_was_when_the_service_is_killed_and_started_again(maze_like_bundle, tmp_path):
+    port = free_port()
+
+    def actions(client, disturb):
+        with client.open_session(seed=6, finetuning=False) as session:
+            session.start_episode()
+            action = session.act(np.zeros(4))
+            for step in range(20):
+                if step == 10:
+                    disturb()
+                yield action.step, action.skill_step, action.action
+                action = session.step(0.0, np.full(4, step / 10), False, False)
+
+    with ExitStack() as services:
+        url, process = services.enter_context(started_service(maze_like_bundle, tmp_path / "data", port))
+
+        def kill_and_start_again():
+            process.kill()
+            process.wait()
+            services.enter_context(started_service(maze_like_bundle, tmp_path / "data", port))
+
+        with SkilletClient(url) as client:
+            calm = list(actions(client, lambda: None))
+            rough = list(actions(client, kill_and_start_again))
+    for (calm_step, calm_skill_step, calm_action), (step, skill_step, action) in zip(calm, rough, strict=True):
+        assert (calm_step, calm_skill_step) == (step, skill_step)
+        np.testing.assert_array_equal(calm_action, action)
+
+
 def test_the_gymnasium_example_runs(service_url, capsys):
     gymnasium_loop(service_url, episodes=1)
     assert "episode 0 (exploring): return" in capsys.readouterr().out
 
 
 def test_the_curl_example_runs_to_its_end(service_url, new_session):
-    done = subprocess.run(
-        ["sh", ROOT / "clients/examples/curl.sh", service_url], check=False, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["sh", ROOT / "clients/examples/curl.sh", service_url], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"episode_over":true') == 1
     assert '"closed":true' in done.stdout

@@ -1,0 +1,1 @@
+"""Measurements to repeat: ``python -m benchmarks.NAME``, each with a table for a person and numbers for a file."""

@@ -1,0 +1,136 @@
+"""The whole way in one command, ``make demo``: a service of its own, and a robot in it that adapts to a goal that it was never trained for.
+
+Starts ``python -m service`` on a free port with its data in a temporary folder, runs ``python -m clients.simulator`` against it, and stops
+it. The picture, the figures and the service's log stay in the folder ``--out``. Ctrl-C stops everything.
+"""
+
+import argparse
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+READY_LINE = re.compile(r"^Skillet serves .* at (http://\S+)", re.MULTILINE)
+Answer = TypeVar("Answer")
+START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 60.0, 20.0, 0.05
+
+
+class ServiceFailed(Exception):
+    """The service ended, or did not answer in time; the message ends with what it printed last."""
+
+
+@contextmanager
+def child(command: Sequence[str], stop_signal: signal.Signals, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, so that Ctrl-C reaches this program alone, which then stops its children in order."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SKILLET_")}
+    with open(log or os.devnull, "wb") as output:
+        target = output if log else None
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=target, stderr=target, env=environment, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(stop_signal)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """The address of a service that is starting, once it is ready to act. Raises ServiceFailed."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    found = _poll(process, log, deadline, lambda: READY_LINE.search(log.read_text(encoding="utf-8", errors="replace")))
+    url = found[1]
+    _poll(process, log, deadline, lambda: _is_ready(url) or None)
+    return url
+
+
+def _poll(process: subprocess.Popen[bytes], log: Path, deadline: float, ask: Callable[[], Answer | None]) -> Answer:
+    while (answer := ask()) is None:
+        ended = process.poll()
+        if ended is not None or time.monotonic() > deadline:
+            what = "did not get ready in time" if ended is None else f"ended with status {ended}"
+            raise ServiceFailed(f"the service {what}; its log {log} ends with\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(POLL_S)
+    return answer
+
+
+def _is_ready(url: str) -> bool:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5.0)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Start the service, run the simulator in it, stop it. Returns the simulator's exit status."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    log, figures, picture = (options.out / name for name in ("service.log", f"{options.env}.json", f"{options.env}.png"))
+    with tempfile.TemporaryDirectory(prefix="skillet-demo-") as data_dir:
+        serve = [sys.executable, "-m", "service", "--bundle", str(options.bundle), "--port", "0", "--data-dir", data_dir]
+        with child(serve, signal.SIGTERM, log) as service:
+            url = wait_until_ready(service, log)
+            print(f"The service runs at {url} with {options.bundle}. The task: {options.env} {options.task}", flush=True)
+            simulate = [
+                sys.executable, "-m", "clients.simulator", "--url", url, "--env", options.env, "--task", options.task,
+                "--episodes", str(options.episodes), "--conditioning", str(options.conditioning), "--seed", str(options.seed),
+                "--json", str(figures), "--plot", str(picture),
+            ]  # fmt: skip
+            with child(simulate, signal.SIGINT) as simulator:
+                status = simulator.wait()
+    if status == 0:
+        print(f"Paths before and after: {picture}. Every episode: {figures}. The service is stopped.")
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m clients.examples.demo", description="Show a robot adapt, with a service of its own.")
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="default: %(default)s")
+    parser.add_argument("--env", default="maze", help="the simulator client's --env (default: %(default)s)")
+    parser.add_argument("--task", default="15,19", help="the simulator client's --task (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=40, help="default: %(default)s")
+    parser.add_argument("--conditioning", type=int, default=20, help="exploring episodes among them (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for picture, figures and log (default: %(default)s)")
+    return parser
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)  # once is enough: a second Ctrl-C must not leave a child behind
+    raise SystemExit(128 + number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demonstration. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    if not (options.bundle / "manifest.json").is_file():
+        print(f"no bundle at {options.bundle}: train one with 'make train', or name another with --bundle", file=sys.stderr)
+        return 2
+    try:
+        return run(options)
+    except ServiceFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
