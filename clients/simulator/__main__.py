@@ -120,11 +120,11 @@ def open_session(client: SkilletClient, options: argparse.Namespace, env: gym.En
     env_id = env.spec.id if env.spec else ""
     if options.session is not None:
         session = client.session(options.session)
-        if session.specs.env_id != env_id:
+        if without_module(session.specs.env_id) != env_id:
             raise ValueError(f"session {session.id} is for {session.specs.env_id}, and --env {options.env} is {env_id}")
         return session
     trained_in = {bundle.name: bundle.env_id for bundle in client.bundles()}
-    fitting = [name for name, trained in trained_in.items() if trained == env_id and options.bundle in (None, name)]
+    fitting = [name for name, trained in trained_in.items() if without_module(trained) == env_id and options.bundle in (None, name)]
     if not fitting and options.bundle not in trained_in:
         raise ValueError(f"no bundle of the service fits --env {options.env} ({env_id}); it serves {trained_in}")
     if not fitting:
@@ -136,6 +136,11 @@ def open_session(client: SkilletClient, options: argparse.Namespace, env: gym.En
         finetuning=not options.no_finetune,
         deterministic=options.deterministic,
     )
+
+
+def without_module(env_id: str) -> str:
+    """A Gymnasium id without the module that registers it: ``module:namespace/Name-v0`` is ``namespace/Name-v0``."""
+    return env_id.rpartition(":")[2]
 
 
 def run(options: argparse.Namespace, domain: Domain, env: gym.Env[Any, Any], session: Session) -> int:

@@ -3,7 +3,7 @@
 import pytest
 
 from clients.simulator.__main__ import main
-from tests.clients.servers import free_port, http_server, lists
+from tests.clients.servers import free_port, http_server, lists, refuses, says
 
 GOOD = ["--env", "maze", "--task", "12,7", "--episodes", "2"]
 
@@ -48,3 +48,11 @@ def test_a_service_whose_bundles_are_for_other_robots_is_named_before_a_session_
     assert "no bundle of the service fits --env maze (skillet/PointMaze-v0)" in error
     assert "bundle tiny was trained in tiny/Env-v0" in error
     assert {method for method, _, _ in server.seen} == {"GET"}
+
+
+def test_a_bundle_may_name_the_module_that_registers_its_environment(capsys):
+    bundles = {"bundles": [{"name": "maze", "digest": "ab" * 32, "env_id": "clients.simulator:skillet/PointMaze-v0"}]}
+    with http_server(says(200, bundles), refuses(422, "invalid_request")) as (url, server):
+        assert main(["--url", url, *GOOD]) == 2
+    assert [(method, path) for method, path, _ in server.seen] == [("GET", "/v1/bundles"), ("POST", "/v1/sessions")]
+    assert "refused with invalid_request" in capsys.readouterr().err
