@@ -19,6 +19,7 @@ from training.contract.context import Floats, pack_rows, unpack_rows
 from training.contract.exploration import Exploration, Phase
 
 _ID = re.compile("[0-9a-f]{32}")
+_REMEMBERED_SESSIONS = 4096  # about a kilobyte each
 _REFRESH_SHARE = 0.9  # the time to live is written anew once a tenth of it has passed, not with every step
 
 
@@ -113,12 +114,16 @@ class Changes:
 
 @dataclass
 class Loaded:
-    """A session as read: its keys, its bytes (to save only over the same), and the policy version that the next skill choice uses."""
+    """A session as read: its keys, its bytes (to save only over the same), and the policy version that the next skill choice uses.
+
+    ``recalled``: from this process's memory; whatever is concluded from it holds only if `SessionStore.save` takes it.
+    """
 
     session: Session
     keys: SessionKeys
     raw: bytes
     current_version: int
+    recalled: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,8 @@ class Posterior:
 
 
 _SAVE = """
-if redis.call('HGET', KEYS[1], 'body') ~= ARGV[1] then return 0 end
+local now = redis.call('HMGET', KEYS[1], 'body', 'current')
+if now[1] ~= ARGV[1] or now[2] ~= ARGV[7] then return 0 end
 redis.call('HSET', KEYS[1], 'body', ARGV[2])
 if ARGV[3] ~= '' then redis.call('APPEND', KEYS[2], ARGV[3]) end
 if ARGV[4] ~= '' then redis.call('RPUSH', KEYS[3], ARGV[4]) end
@@ -165,6 +171,7 @@ class SessionStore:
         self._save_task = redis.register_script(_SAVE_TASK)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Session)
+        self._saved: dict[str, tuple[bytes, int]] = {}  # by session id, oldest first: bytes and current version as last saved here
 
     def create(self, session: Session) -> Loaded:
         """Store a new session."""
@@ -187,8 +194,23 @@ class SessionStore:
             raise self._why_missing(keys)
         return Loaded(self._decoder.decode(raw), keys, raw, int(current or 0))
 
+    def recall(self, session_id: str) -> Loaded:
+        """The session as this process last saved it, without a round trip; read from Redis when it is not remembered.
+
+        In a control loop it is nearly always still that. `save` finds out, and refuses it when it is not.
+        """
+        remembered = self._saved.pop(session_id, None)
+        if remembered is None:
+            return self.load(session_id)
+        raw, current = remembered
+        return Loaded(self._decoder.decode(raw), SessionKeys(session_id), raw, current, recalled=True)
+
     def save(self, loaded: Loaded, changes: Changes) -> bool:
-        """Save the session with its changes; False when somebody else changed it since it was loaded."""
+        """Save the session with its changes.
+
+        False when it is not as it was loaded any more (changed, given another policy version, closed), or when it was recalled and
+        there is nothing to save, so that nobody has looked: load it and conclude again.
+        """
         session, now = loaded.session, time.time()
         expiry = known_expiry = b""
         if session.expires_at - now < _REFRESH_SHARE * session.ttl_s:
@@ -196,13 +218,14 @@ class SessionStore:
             expiry, known_expiry = b"%d" % _ms(session.expires_at), b"%d" % (_ms(session.expires_at) + KNOWN_EXTRA_MS)
         body = self._encoder.encode(session)
         if body == loaded.raw:
-            return True
+            return not loaded.recalled
         record = msgspec.json.encode(changes.episode) if changes.episode else b""
         rows = b"".join(pack_rows(row) for row in changes.rows)
         keys = [*loaded.keys.lasting, loaded.keys.known]
-        if not self._save(keys=keys, args=[loaded.raw, body, rows, record, expiry, known_expiry]):
+        if not self._save(keys=keys, args=[loaded.raw, body, rows, record, expiry, known_expiry, loaded.current_version]):
             return False
         loaded.raw = body
+        self._remember(session.session_id, body, loaded.current_version)
         return True
 
     def close(self, session_id: str) -> Loaded:
@@ -269,6 +292,12 @@ class SessionStore:
     def save_task(self, keys: SessionKeys, posterior: Posterior) -> None:
         """Store a task posterior, unless a newer one is there or the session is gone."""
         self._save_task(keys=[keys.task, keys.session], args=[posterior.version, pack_rows(posterior.mean), pack_rows(posterior.scale)])
+
+    def _remember(self, session_id: str, raw: bytes, current_version: int) -> None:
+        self._saved.pop(session_id, None)
+        self._saved[session_id] = (raw, current_version)
+        if len(self._saved) > _REMEMBERED_SESSIONS:
+            del self._saved[next(iter(self._saved))]
 
     def _load_many(self, ids: list[str]) -> list[Loaded | None]:
         with self.redis.pipeline(transaction=False) as pipe:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from service import acting, schemas
 from service.adaptation import Adaptation
-from service.errors import ConcurrentUpdate, UnknownBundle, UnknownVersion
+from service.errors import ConcurrentUpdate, ServiceError, UnknownBundle, UnknownVersion
 from service.metrics import Metrics
 from service.policies import MetaPolicy, Networks, PolicyCache
 from service.sessions import Changes, Loaded, Session, SessionStore, task_prior
@@ -124,19 +124,29 @@ class StepLoop:
 
     async def _apply(self, session_id: str, change: Change[Reply]) -> Reply:
         for attempt in range(MAX_ATTEMPTS):
-            loaded = self._store.load(session_id)
+            loaded = self._store.load(session_id) if attempt else self._store.recall(session_id)
             networks = self.networks(loaded)
-            wanted = acting.wanted_version(loaded, networks.spec.skill_horizon)
-            policy = networks.meta_policy if wanted == 0 else None
-            if wanted:
-                policy = self._policies.get(session_id, wanted) or await self._load_policy(loaded, networks, wanted)
             changes = Changes()
-            reply = change(loaded, changes, networks, policy)
+            try:
+                reply = change(loaded, changes, networks, await self._policy(loaded, networks))
+            except ServiceError:
+                if not loaded.recalled:
+                    raise
+                continue  # refused for what the session was; see what it is
             if self._store.save(loaded, changes):
                 self._grew(loaded, changes, networks)
                 return reply
             await asyncio.sleep(0 if attempt < 3 else 0.001 * attempt)  # let the other requests finish
         raise _busy(session_id)
+
+    async def _policy(self, loaded: Loaded, networks: Networks) -> MetaPolicy | None:
+        """The policy that the next action needs; None when a running skill is kept."""
+        wanted = acting.wanted_version(loaded, networks.spec.skill_horizon)
+        if wanted is None:
+            return None
+        if wanted == 0:
+            return networks.meta_policy
+        return self._policies.get(loaded.session.session_id, wanted) or await self._load_policy(loaded, networks, wanted)
 
     async def _load_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
         """Make a fine-tuned policy ready, off the event loop."""
