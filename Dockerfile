@@ -1,0 +1,59 @@
+# Two images of one service: `api` answers requests and holds no torch, `learner` fine-tunes. Both run as a user without rights.
+#   docker build --target api -t skillet-api .
+#   docker build --target learner -t skillet-learner .
+# compose.yaml runs both beside a Redis. `api` alone works too: it starts the embedded Redis, and infers tasks without fine-tuning.
+
+FROM python:3.11-slim-bookworm AS base
+ENV PYTHONUNBUFFERED=1 PATH=/opt/venv/bin:$PATH
+WORKDIR /app
+
+# Dependencies, in stages of their own: pip and what it needs stay behind, and an edit of the code installs nothing again.
+FROM base AS api-packages
+COPY pyproject.toml requirements.lock ./
+RUN python -m venv --without-pip /opt/venv \
+    && touch README.md && mkdir service training clients \
+    && pip --no-cache-dir --python /opt/venv/bin/python install --no-compile --constraint requirements.lock '.[service]' \
+    && pip --python /opt/venv/bin/python uninstall --yes skillet setuptools
+# Left out: tests, ONNX Runtime's library for C programs (its Python module holds all that it needs) and its tools for making models. Then
+# what the service imports is compiled, which also shows that nothing needed was left out.
+RUN cd /opt/venv/lib/python3.11/site-packages \
+    && rm -rf onnxruntime/capi/libonnxruntime.so.* onnxruntime/tools onnxruntime/quantization onnxruntime/transformers onnxruntime/datasets \
+    && find . -type d -name tests -prune -exec rm -rf {} + \
+    && python -c 'import fastapi.openapi.utils, httptools, msgspec, onnxruntime, prometheus_client, pydantic_settings, redis, \
+        uvicorn.protocols.http.httptools_impl, uvloop'
+
+# On Linux the newest PyTorch comes as a CUDA build of several gigabytes. TORCH_INDEX takes the package index that PyTorch's install page
+# names for CPU builds; it is unused where pip finds a CPU build by itself.
+FROM api-packages AS learner-packages
+ARG TORCH_INDEX=
+RUN pip --no-cache-dir --python /opt/venv/bin/python install --constraint requirements.lock \
+        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[service,learner]' \
+    && pip --python /opt/venv/bin/python uninstall --yes skillet setuptools
+
+FROM base AS run
+RUN useradd --uid 10001 --create-home skillet && install --directory --owner=skillet /data
+ENV SKILLET_DATA_DIR=/data
+USER skillet
+VOLUME /data
+
+FROM run AS learner
+COPY --from=learner-packages /opt/venv /opt/venv
+COPY service service
+COPY training training
+COPY bundles bundles
+ENTRYPOINT ["python", "-m", "service.worker"]
+CMD ["--bundle", "bundles/maze"]
+
+FROM run AS api
+COPY --from=api-packages /opt/venv /opt/venv
+COPY service service
+COPY training/__init__.py training/
+COPY training/contract training/contract
+COPY bundles bundles
+# Inside a container every address of it is its own; compose.yaml publishes the port on this machine's loopback only.
+ENV SKILLET_HOST=0.0.0.0 SKILLET_PORT=8000 SKILLET_LEARNERS=0
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["python", "-c", \
+    "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"SKILLET_PORT\"]}/readyz', timeout=2)"]
+ENTRYPOINT ["python", "-m", "service"]
+CMD ["--bundle", "bundles/maze"]
