@@ -38,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         run = Run(config, options.run, options.bundle, command=command, device=options.device, threads=options.threads)
         for name in STAGES if options.stage == "all" else [options.stage]:
+            if options.stage == "all" and run.complete(name):
+                run.say(f"{name}: complete, skipped")
+                continue
             STAGES[name](run)
+            run.finish(name)
     except SkilletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -111,7 +111,6 @@ class MetaConfig(Frozen):
     policy_posterior_coefficient: float = Field(default=3e-4, gt=0)
     policy_posterior_target: float = Field(default=2.0, gt=0)
     checkpoint_epochs: int = Field(default=10, gt=0)
-    evaluate_epochs: int = Field(default=25, gt=0)
 
 
 class FinetuningConfig(Frozen):

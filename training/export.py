@@ -67,7 +67,7 @@ def export_bundle(
     provenance = {
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": dump,
-        "config_sha256": hashlib.sha256(json.dumps(dump, sort_keys=True).encode()).hexdigest(),
+        "config_sha256": config_digest(config),
         "seed": config.seed,
         "commit": _commit(),
         "command": command,
@@ -85,6 +85,11 @@ def export_bundle(
         finetuning=dump["finetuning"],
         provenance=provenance,
     )
+
+
+def config_digest(config: TrainingConfig) -> str:
+    """SHA-256 of a configuration."""
+    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def export_graphs(networks: MetaNetworks, spec: ModelSpec) -> dict[str, ExportedGraph]:

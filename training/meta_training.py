@@ -45,6 +45,12 @@ class MetaNetworks:
         target.load_state_dict(critic.state_dict())
         return cls(skills, encoder, policy, critic, target)
 
+    def to(self, device: str) -> "MetaNetworks":
+        """Move every network to a device. Returns itself."""
+        for module in self.modules().values():
+            module.to(device)
+        return self
+
     def modules(self) -> dict[str, torch.nn.Module]:
         """By name, for checkpoints."""
         return {
@@ -59,13 +65,15 @@ class MetaNetworks:
 class MetaLearner:
     """Losses and optimisers of meta-training; knows no simulator and no disk."""
 
-    def __init__(self, networks: MetaNetworks, config: MetaConfig, tasks: int, seed: int) -> None:
-        self.networks, self.config = networks, config
+    def __init__(self, networks: MetaNetworks, config: MetaConfig, tasks: int, seed: int, device: str = "cpu") -> None:
+        self.networks, self.config, self.device = networks.to(device), config, device
         self.generator = torch.Generator().manual_seed(seed)
         self.encoder_prior = Coefficients(config.encoder_prior_coefficient, config.encoder_prior_target)
         self.encoder_posterior = Coefficients(config.encoder_posterior_coefficient, config.encoder_posterior_target, tasks)
         self.policy_prior = Coefficients(config.policy_prior_coefficient, config.policy_prior_target)
         self.policy_posterior = Coefficients(config.policy_posterior_coefficient, config.policy_posterior_target)
+        for coefficient in self.coefficients().values():
+            coefficient.to(device)
         judging = [*networks.critic.parameters(), *networks.encoder.parameters()]
         self.judge_optimizer = torch.optim.Adam([p for p in judging if p.requires_grad], config.learning_rate)
         self.actor_optimizer = torch.optim.Adam(networks.policy.net.parameters(), config.learning_rate)
@@ -89,13 +97,13 @@ class MetaLearner:
         """One step of critics and encoder, actor, and coefficients. Returns detached scalar metrics."""
         config, networks = self.config, self.networks
         tasks, few, many = self._choose_tasks(replay)
-        batch = replay.sample(tasks, config.batch_per_task, config.success_share, self.generator).flat()
-        groups = torch.arange(len(tasks)).repeat_interleave(config.batch_per_task)
+        batch = replay.sample(tasks, config.batch_per_task, config.success_share, self.generator).flat().to(self.device)
+        groups = torch.arange(len(tasks), device=self.device).repeat_interleave(config.batch_per_task)
         is_prior = groups < len(few)
 
         mean, std = self._encode(context_replay, few, many)  # [T, E]
         # One embedding for every transition, not one for a task: the policy learns to act under the whole posterior.
-        embedding = mean[groups] + std[groups] * torch.randn(len(groups), mean.shape[-1])
+        embedding = mean[groups] + std[groups] * torch.randn(len(groups), mean.shape[-1], device=self.device)
         alpha = torch.where(is_prior, self.policy_prior(), self.policy_posterior())
 
         target = critic_target(
@@ -111,7 +119,9 @@ class MetaLearner:
         step(self.actor_optimizer, (improvement + alpha * policy_kl).mean())
 
         prior_kl, posterior_kl = policy_kl[is_prior].mean(), policy_kl[~is_prior].mean()
-        dual = self.policy_posterior.loss(posterior_kl) + self.encoder_posterior.loss(encoder_kl[len(few) :], torch.tensor(many))
+        dual = self.policy_posterior.loss(posterior_kl) + self.encoder_posterior.loss(
+            encoder_kl[len(few) :], torch.tensor(many, device=self.device)
+        )
         if few:
             dual = dual + self.policy_prior.loss(prior_kl) + self.encoder_prior.loss(encoder_kl[: len(few)].mean())
         step(self.dual_optimizer, dual)
@@ -136,8 +146,8 @@ class MetaLearner:
         parts = []
         for tasks, count in ((few, self.config.prior_context), (many, self.config.posterior_context)):
             if tasks:
-                context = replay.sample_context(tasks, count, self.generator)
-                parts.append(self.networks.encoder(context, torch.ones(context.shape[:2])))
+                context = replay.sample_context(tasks, count, self.generator).to(self.device)
+                parts.append(self.networks.encoder(context, torch.ones(context.shape[:2], device=self.device)))
         means, stds = zip(*parts, strict=True)
         return torch.cat(means), torch.cat(stds)
 
@@ -160,7 +170,15 @@ def posterior_means(
 class MetaTrainer:
     """The loop: an epoch collects an episode with a prior and one with a posterior embedding for every task, then updates."""
 
-    def __init__(self, config: TrainingConfig, skills: SkillModel, simulator: TaskSimulator, tasks: Sequence[Any], run_dir: Path) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        skills: SkillModel,
+        simulator: TaskSimulator,
+        tasks: Sequence[Any],
+        run_dir: Path,
+        device: str = "cpu",
+    ) -> None:
         if len(tasks) <= config.meta.prior_tasks:
             raise ConfigError(
                 f"meta.prior_tasks is {config.meta.prior_tasks} and there are {len(tasks)} training tasks: none is left for the posterior"
@@ -170,7 +188,7 @@ class MetaTrainer:
         state_dim = len(skills.features.mean)
         self.layout = ContextLayout(state_dim, config.skills.skill_dim)
         self.networks = MetaNetworks.fresh(skills, self.layout, config.networks)
-        self.learner = MetaLearner(self.networks, config.meta, len(tasks), config.seed)
+        self.learner = MetaLearner(self.networks, config.meta, len(tasks), config.seed, device)
         self.replay = TaskReplay(len(tasks), config.meta.buffer_per_task, self.layout, config.meta.discount)
         self.rng = np.random.default_rng(config.seed)
         self.updates = self.epoch = 0
@@ -201,6 +219,7 @@ class MetaTrainer:
 
     def collect(self) -> dict[str, float]:
         """One episode with e ~ N(0, I) and one with e ~ q(e | context) for every task. Returns their success and return."""
+        self.networks.to("cpu")  # simulators live there, and single states are not worth a transfer
         count = len(self.tasks)
         everything = list(range(count))
         mean, std = posterior_means(self.networks, self.replay, everything, self.config.meta.posterior_context, self.learner.generator)
@@ -215,6 +234,7 @@ class MetaTrainer:
             self.replay.add(index % count, episode.rows)
         if relabelled:
             self._relabel(episodes, paths)
+        self.networks.to(self.learner.device)
         prior, posterior = episodes[:count], episodes[count:]
         return {
             "prior_return": float(np.mean([e.episode_return for e in prior])),
@@ -249,7 +269,7 @@ class MetaTrainer:
         """Train until the configured number of updates; resumable."""
         self.resume()
         config = self.config.meta
-        with RunLog(self.run_dir, "meta", config.updates, "updates") as log:
+        with RunLog(self.run_dir, "meta", config.updates, "updates", resumed_at=self.updates) as log:
             while self.updates < config.updates:
                 collected = self.collect()
                 metrics: list[dict[str, Tensor]] = []
@@ -263,4 +283,4 @@ class MetaTrainer:
                 if self.epoch % config.checkpoint_epochs == 0:
                     self.save()
         self.save()
-        return self.networks
+        return self.networks.to("cpu")

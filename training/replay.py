@@ -30,11 +30,16 @@ class Batch:
     next_state: Tensor
     discounted_return: Tensor
 
+    def to(self, device: str) -> "Batch":
+        """The batch on a device."""
+        return Batch(*(t.to(device) for t in self._parts()))
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return (self.state, self.skill, self.reward, self.terminated, self.next_state, self.discounted_return)
+
     def flat(self) -> "Batch":
         """Tasks and transitions in one axis."""
-        return Batch(
-            *(t.flatten(0, 1) for t in (self.state, self.skill, self.reward, self.terminated, self.next_state, self.discounted_return))
-        )
+        return Batch(*(t.flatten(0, 1) for t in self._parts()))
 
 
 class TaskReplay:

@@ -15,10 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunLog:
     """Progress bar on a terminal, plain lines elsewhere; metrics appended to ``<run>/<stage>.jsonl``."""
 
-    def __init__(self, run_dir: Path, stage: str, total: int, unit: str = "steps") -> None:
+    def __init__(self, run_dir: Path, stage: str, total: int, unit: str = "steps", *, resumed_at: int = 0) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / f"{stage}.jsonl"
-        self._stage, self._unit, self._began, self._at = stage, unit, time.monotonic(), 0
+        self._stage, self._unit, self._at = stage, unit, resumed_at
+        self._began = time.monotonic() - _forget_after(self.path, resumed_at)
         self._total, self._printed = total, 0.0
         self._console = Console(stderr=True)
         self._progress = Progress(
@@ -60,3 +61,11 @@ class RunLog:
             self._console.print(
                 f"{self._stage}: {at}/{self._total} {self._unit}, {elapsed_s:.0f} s, {text}", highlight=False, soft_wrap=True
             )
+
+
+def _forget_after(path: Path, at: int) -> float:
+    """Drop what an interrupted run had logged beyond its checkpoint. Returns the seconds that it had taken until there."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    kept = [line for line in lines if line["at"] <= at] if at else []
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return float(kept[-1]["elapsed_s"]) if kept else 0.0

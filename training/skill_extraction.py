@@ -109,7 +109,7 @@ def extract_skills(
         done = int(note["steps"])
         generator.manual_seed(config.seed + done)
     total = config.skills.steps
-    with RunLog(run_dir, "skills", total) as log:
+    with RunLog(run_dir, "skills", total, resumed_at=done) as log:
         for step, metrics in _updates(learner, windows, generator, done, total):
             if step % REPORT_STEPS == 0 or step == total:
                 log.report(step, {name: float(value) for name, value in metrics.items()})

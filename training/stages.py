@@ -17,7 +17,7 @@ from training.contract.errors import ConfigError
 from training.data import load_episodes, write_minari
 from training.domains import Domain, open_domain
 from training.evaluate import TargetProtocol, write_results
-from training.export import export_bundle
+from training.export import config_digest, export_bundle
 from training.meta_training import MetaNetworks, MetaTrainer, posterior_means
 from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillModel
@@ -67,7 +67,7 @@ class Run:
 
     def trainer(self) -> MetaTrainer:
         """The meta-trainer on the trained skills, as yet untrained."""
-        return MetaTrainer(self.config, self.skills, self.domain.simulator, self.domain.train_tasks, self.dir)
+        return MetaTrainer(self.config, self.skills, self.domain.simulator, self.domain.train_tasks, self.dir, self.device)
 
     def need(self, stage: str) -> Path:
         """The checkpoint of a stage. Raises ConfigError when that stage has not run."""
@@ -75,6 +75,21 @@ class Run:
         if not path.exists():
             raise ConfigError(f"no {path}: run the stage {stage!r} first (python -m training {stage} --config {self.config.domain.name})")
         return path
+
+    def complete(self, stage: str) -> bool:
+        """Whether a stage has finished with this configuration."""
+        marker = self._marker(stage)
+        return marker.exists() and marker.read_text() == self._fingerprint()
+
+    def finish(self, stage: str) -> None:
+        """Note that a stage has finished."""
+        self._marker(stage).write_text(self._fingerprint())
+
+    def _marker(self, stage: str) -> Path:
+        return self.dir / f"{stage}.done"
+
+    def _fingerprint(self) -> str:
+        return config_digest(self.config) + "\n"
 
     def say(self, text: str) -> None:
         """One line to the person who waits."""
@@ -187,7 +202,7 @@ def _trained(run: Run) -> tuple[MetaNetworks, float, dict[str, float]]:
     note = load_checkpoint(run.need("meta"), modules=trainer.networks.modules() | trainer.learner.coefficients())[1]
     if note["updates"] < run.config.meta.updates:
         raise ConfigError(f"meta-training stands at update {note['updates']} of {run.config.meta.updates}: finish the stage 'meta' first")
-    return trainer.networks, float(trainer.learner.policy_posterior()), {"meta_updates": float(note["updates"])}
+    return trainer.networks.to("cpu"), float(trainer.learner.policy_posterior()), {"meta_updates": float(note["updates"])}
 
 
 def _summary(success: np.ndarray, conditioning: int) -> dict[str, float]:

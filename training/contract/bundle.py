@@ -74,9 +74,8 @@ class Manifest(Frozen):
 
     @property
     def digest(self) -> str:
-        """One SHA-256 over all files: the bundle's version."""
-        lines = "".join(f"{name} {entry.sha256}\n" for name, entry in sorted(self.files.items()))
-        return hashlib.sha256(lines.encode()).hexdigest()
+        """One SHA-256 over all files, the spec and what fine-tuning is told: the bundle's version."""
+        return _digest_of(self.model_dump(mode="json", include={"files", "spec", "networks", "finetuning"}))
 
 
 @dataclass(frozen=True)
