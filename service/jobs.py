@@ -5,6 +5,7 @@ showed life for goes to another one.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, cast
 
 import msgspec
@@ -32,11 +33,43 @@ class Claim:
     deliveries: int
 
 
+_ACQUIRE = """
+if redis.call('PTTL', KEYS[2]) < 0 then return -1 end
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local before = redis.call('HGET', KEYS[3], 'holder')
+redis.call('HSET', KEYS[3], 'holder', ARGV[1])
+redis.call('PEXPIRE', KEYS[3], redis.call('PTTL', KEYS[2]))
+return before == ARGV[1] and 2 or 1
+"""
+
+_RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+_CLAIMED = """
+if redis.call('HGET', KEYS[1], 'queued') == ARGV[1] then redis.call('HDEL', KEYS[1], 'queued') end
+"""
+
+
+class Lease(IntEnum):
+    """What asking for a session's lease gave."""
+
+    SESSION_GONE = -1
+    HELD_BY_ANOTHER = 0
+    TAKEN = 1
+    TAKEN_AGAIN = 2  # and no other learner had it since
+
+
 class JobQueue:
-    """The stream of jobs. redis.RedisError goes up as it is."""
+    """The stream of jobs, and the leases that keep two learners off one session. redis.RedisError goes up as it is."""
 
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
+        self._acquire = redis.register_script(_ACQUIRE)
+        self._release = redis.register_script(_RELEASE)
+        self._claimed = redis.register_script(_CLAIMED)
 
     def enqueue(self, keys: SessionKeys) -> str:
         """Queue the session; if it waits already, that is the same job. Returns the job's id."""
@@ -83,6 +116,18 @@ class JobQueue:
         """Show life for jobs at work."""
         if message_ids:
             self.redis.xclaim(JOBS, LEARNERS, learner, 0, cast(Any, message_ids), justid=True)
+
+    def started(self, keys: SessionKeys, message_id: str) -> None:
+        """The job is at work: episodes that complete from now on need a new one."""
+        self._claimed(keys=[keys.finetuning], args=[message_id])
+
+    def acquire(self, keys: SessionKeys, learner: str, lease_ms: int) -> Lease:
+        """Take or prolong the lease of a session."""
+        return Lease(int(self._acquire(keys=[keys.lease, keys.session, keys.finetuning], args=[learner, lease_ms])))
+
+    def release(self, keys: SessionKeys, learner: str) -> None:
+        """Give the lease back."""
+        self._release(keys=[keys.lease], args=[learner])
 
     def finish(self, message_id: str) -> None:
         """Take a job off the stream."""

@@ -6,7 +6,7 @@
 | ``skillet:{ID}:context``    | string | skill transitions, float32 rows in the order in which they were completed    | API          |
 | ``skillet:{ID}:episodes``   | list   | one record (JSON) per completed episode: its number and rows                 | API          |
 | ``skillet:{ID}:task``       | hash   | newest task posterior: version, mean, scale                                  | API          |
-| ``skillet:{ID}:finetuning`` | hash   | paused, queued job, state, progress, losses, error                           | both         |
+| ``skillet:{ID}:finetuning`` | hash   | paused, queued job, holder, state, progress, error                           | both         |
 | ``skillet:{ID}:policy``     | hash   | version number -> record (JSON)                                              | both         |
 | ``skillet:{ID}:weights``    | hash   | version number -> weights (msgpack)                                          | learner      |
 | ``skillet:{ID}:checkpoint`` | string | the learner's checkpoint (safetensors)                                       | learner      |

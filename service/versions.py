@@ -35,7 +35,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a learner brings after an episode: weights that passed the guards, or none and the reason; and its checkpoint."""
+    """What a learner brings after an episode: weights that passed the guards, or none and the reason.
+
+    ``checkpoint`` is empty when the learner's state is not worth going on from.
+    """
 
     weights: PolicyWeights | None
     reason: str
@@ -82,7 +85,7 @@ if ARGV[4] ~= '' then
   table.sort(held, function(a, b) return tonumber(a) < tonumber(b) end)
   for i = 1, #held - tonumber(ARGV[6]) do redis.call('HDEL', KEYS[5], held[i]) end
 end
-redis.call('SET', KEYS[6], ARGV[5])
+if ARGV[5] ~= '' then redis.call('SET', KEYS[6], ARGV[5]) end
 for i = 3, 6 do redis.call('PEXPIRE', KEYS[i], left) end
 return tonumber(ARGV[2])
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Driver, state, transition
-from tests.service.running import Remote, RunningService, await_end, fails_to_start
+from tests.service.running import Remote, RunningService, await_end, descendants, fails_to_start
 from training.contract.bundle import Bundle
 
 
@@ -145,3 +145,48 @@ def test_a_large_body_over_a_real_connection_is_refused_and_the_connection_lives
         assert (response.status, response.json()["code"]) == (413, "body_too_large")
         assert service.get(path).json() == before
         assert service.post(f"{path}/step", **transition(0, 0, state(0, 1))).json()["code"] == "no_open_episode"
+
+
+def learner_pid(service: RunningService) -> int:
+    """From the line that says the service is ready."""
+    return int(service.ready_line.rpartition("learner ")[2])
+
+
+def test_a_learner_killed_in_the_middle_of_a_job_is_started_again_and_finishes_it(tmp_path: Path) -> None:
+    from tests.tiny_bundle import make_tiny_bundle
+
+    bundle = make_tiny_bundle(tmp_path / "slow", warm_start_updates=1500)
+    with RunningService(bundle.path, tmp_path / "data", SKILLET_CHECKPOINT_INTERVAL_S="0.1") as service:
+        driver = Driver(Remote(service), conditioning_episodes=1)  # type: ignore[arg-type]
+        driver.run_episode(final_reward=1.0)
+        killed_at = 0
+        while killed_at == 0:
+            killed_at = driver.get("/finetuning?wait_s=0.1")["updates"]
+        os.kill(learner_pid(service), signal.SIGKILL)
+        assert killed_at < 1500
+        status = driver.get("/finetuning?wait_s=60")
+        assert (status["state"], status["updates"], status["episodes_learned"], status["policy_version"]) == ("idle", 1500, 1, 1)
+        assert driver.run_episode()[0]["policy_version"] == 1
+        service.pids = [service.process.pid, *descendants(service.process.pid)]
+        assert len(service.pids) == 3
+        assert service.stop() == 0
+        await_end(service.pids)
+
+
+def test_stopping_while_a_learner_works_leaves_no_process_and_the_work_goes_on_after(tmp_path: Path) -> None:
+    from tests.tiny_bundle import make_tiny_bundle
+
+    bundle = make_tiny_bundle(tmp_path / "slow", warm_start_updates=1500)
+    with RunningService(bundle.path, tmp_path / "data") as service:
+        driver = Driver(Remote(service), conditioning_episodes=1)  # type: ignore[arg-type]
+        driver.run_episode(final_reward=1.0)
+        while driver.get("/finetuning?wait_s=0.1")["updates"] == 0:
+            pass
+        assert service.stop() == 0
+        await_end(service.pids)
+    with RunningService(bundle.path, tmp_path / "data") as service:
+        driver.api = Remote(service)  # type: ignore[assignment]
+        before = driver.get("/finetuning")
+        assert 0 < before["updates"] < 1500
+        status = driver.get("/finetuning?wait_s=60")
+        assert (status["updates"], status["policy_version"]) == (1500, 1)

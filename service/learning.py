@@ -1,0 +1,170 @@
+"""Fine-tuning of one session in a learner process, a slice at a time. Knows torch.
+
+Everything that a slice changes is in the checkpoint; episodes are added by their number, so a learner that takes over from a checkpoint
+neither repeats nor loses one.
+"""
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+
+import msgspec
+
+from service.acting import learning_due
+from service.guards import find_fault
+from service.policies import Networks, PolicyWeights
+from service.sessions import EpisodeRecord, Loaded, SessionStore
+from service.settings import Settings
+from service.versions import Candidate, VersionStore
+from training.contract.context import Floats
+from training.finetuning import Finetuner
+from training.prior_regularised_sac import finite
+
+_SHARE_OF_LEASE = 0.25  # a slice must end well before the lease does
+
+
+class LeaseLost(Exception):
+    """Another learner has the session, or it is gone."""
+
+
+class Turn(Enum):
+    """What a slice came to."""
+
+    WORKED = auto()
+    CAUGHT_UP = auto()
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What a learner reads and writes."""
+
+    sessions: SessionStore
+    versions: VersionStore
+
+
+class SessionLearner:
+    """One session's fine-tuning. Its lease is held by ``name`` while `advance` runs."""
+
+    def __init__(self, session_id: str, name: str, networks: Networks, stores: Stores, settings: Settings) -> None:
+        self.session_id, self._name = session_id, name
+        self._networks, self._stores, self._settings = networks, stores, settings
+        self._finetuner: Finetuner | None = None
+        self._losses: dict[str, float | None] = {}
+        self._update_s = 0.0
+        self._checkpoint_at = 0.0
+
+    def advance(self) -> Turn:
+        """One slice: add what is new, make some gradient steps, publish when all are made.
+
+        Raises LeaseLost, ServiceError when the session is closed or expired, and whatever fine-tuning raises.
+        """
+        loaded = self._stores.sessions.load(self.session_id)
+        progress = self._stores.versions.progress(loaded.keys)
+        if progress.paused or not learning_due(loaded.session):
+            self.leave(loaded)
+            return Turn.CAUGHT_UP
+        finetuner = self._finetuner = self._finetuner or self._restore(loaded)
+        self._add_episodes(loaded, finetuner)
+        if finetuner.updates_due() > 0:
+            self._update(loaded, finetuner)
+            return Turn.WORKED
+        if progress.episodes_learned < finetuner.episodes:
+            self._publish(loaded, finetuner)
+            return Turn.WORKED
+        self._report(loaded, state="idle")
+        return Turn.CAUGHT_UP
+
+    def forget(self) -> None:
+        """Drop what is in memory: another learner may have gone on from the checkpoint."""
+        self._finetuner = None
+
+    def leave(self, loaded: Loaded | None = None) -> None:
+        """Store a checkpoint before this learner turns away."""
+        if self._finetuner is not None:
+            self._save(loaded or self._stores.sessions.load(self.session_id), self._finetuner)
+
+    def fail(self, reason: str) -> None:
+        """Say that fine-tuning failed; the next completed episode tries again from the last checkpoint."""
+        self._finetuner = None
+        self._report(self._stores.sessions.load(self.session_id), state="failed", error=reason)
+
+    def _restore(self, loaded: Loaded) -> Finetuner:
+        """From the checkpoint, else at the bundle's starting point for the task posterior of all complete episodes."""
+        self._report(loaded, state="running")
+        bundle = self._networks.bundle
+        if (checkpoint := self._stores.versions.load_checkpoint(loaded.keys)) is not None:
+            with tempfile.TemporaryDirectory(prefix="skillet-") as folder:
+                file = Path(folder) / "checkpoint.safetensors"
+                file.write_bytes(checkpoint)
+                return Finetuner.load(bundle, file)
+        records = self._stores.sessions.episodes(loaded.keys)
+        mean, _ = self._networks.infer_task(self._rows(loaded, 0, records[-1].end_row))
+        return Finetuner.from_bundle(bundle, mean, loaded.session.seed)
+
+    def _add_episodes(self, loaded: Loaded, finetuner: Finetuner) -> None:
+        for record in self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes):
+            finetuner.add_episode(self._rows(loaded, record.first_row, record.end_row))
+
+    def _update(self, loaded: Loaded, finetuner: Finetuner) -> None:
+        began, count = time.monotonic(), min(finetuner.updates_due(), self._slice())
+        self._losses = {name: value if math.isfinite(value) else None for name, value in finetuner.update(count).items()}
+        self._update_s = (time.monotonic() - began) / count
+        self._report(loaded, state="running", updates=finetuner.updates, losses=msgspec.json.encode(self._losses))
+        if time.monotonic() - self._checkpoint_at >= self._settings.checkpoint_interval_s:
+            self._save(loaded, finetuner)
+
+    def _slice(self) -> int:
+        wanted = self._settings.slice_updates
+        if self._update_s == 0.0:
+            return min(wanted, 5)  # the first steps show how long one takes
+        return max(1, min(wanted, int(_SHARE_OF_LEASE * self._settings.lease_s / self._update_s)))
+
+    def _publish(self, loaded: Loaded, finetuner: Finetuner) -> None:
+        weights = PolicyWeights.pack(finetuner.task_embedding.numpy(), finetuner.policy_weights())
+        states = self._rows(loaded, 0, loaded.session.rows)[:, self._networks.layout.state]
+        kl_limit = float(self._networks.bundle.manifest.finetuning["kl_limit"])
+        fault = find_fault(finetuner, weights, self._networks, states, kl_limit)
+        kl, sound = finetuner.policy_kl(), _sound(finetuner)
+        last: EpisodeRecord = self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes - 1)[0]
+        candidate = Candidate(
+            weights=None if fault else weights,
+            reason=fault or f"fine-tuned on {finetuner.episodes} episodes with {finetuner.updates} updates",
+            episode=last.episode,
+            episodes_learned=finetuner.episodes,
+            metrics={**self._losses, "policy_kl": kl if math.isfinite(kl) else None, "updates": float(finetuner.updates)},
+            checkpoint=_packed(finetuner) if sound else b"",
+        )
+        version = self._stores.versions.publish(loaded.keys, self._name, candidate, self._settings.kept_versions)
+        if version < 0:
+            raise LeaseLost(self.session_id)
+        self._checkpoint_at = time.monotonic()
+        if not sound:
+            self._finetuner = None  # the next episode goes on from the last sound checkpoint
+
+    def _save(self, loaded: Loaded, finetuner: Finetuner) -> None:
+        if not _sound(finetuner):
+            return  # the checkpoint before is the better one to go on from
+        if not self._stores.versions.save_checkpoint(loaded.keys, self._name, _packed(finetuner)):
+            raise LeaseLost(self.session_id)
+        self._checkpoint_at = time.monotonic()
+
+    def _report(self, loaded: Loaded, **fields: str | int | bytes) -> None:
+        if not self._stores.versions.report(loaded.keys, self._name, **fields):
+            raise LeaseLost(self.session_id)
+
+    def _rows(self, loaded: Loaded, first_row: int, end_row: int) -> Floats:
+        return self._stores.sessions.context(loaded.keys, first_row, end_row, self._networks.layout.width)
+
+
+def _sound(finetuner: Finetuner) -> bool:
+    return finite([finetuner.networks])
+
+
+def _packed(finetuner: Finetuner) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="skillet-") as folder:
+        file = Path(folder) / "checkpoint.safetensors"
+        finetuner.save(file)
+        return file.read_bytes()

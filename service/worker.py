@@ -1,0 +1,238 @@
+"""``python -m service.worker``: the learner process. Takes sessions from the job stream and fine-tunes them, a slice each in turn.
+
+A learner holds a session's lease while it works on it and renews it between slices. One that dies leaves its jobs pending: started again
+under the same name it takes them up at once; another learner takes them when the lease has run out.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from redis import Redis
+from redis.exceptions import RedisError
+
+from service.app import load_bundles
+from service.errors import ServiceError, StartupError
+from service.jobs import MAX_DELIVERIES, Claim, JobQueue, Lease
+from service.keys import SessionKeys
+from service.learning import LeaseLost, SessionLearner, Stores, Turn
+from service.policies import Networks
+from service.sessions import SessionStore
+from service.settings import Settings
+from service.storage import connect
+from service.versions import VersionStore
+from training.contract.errors import SkilletError
+
+_log = logging.getLogger(__name__)
+_IDLE_BLOCK_MS = 300
+_RECONNECT_S = 0.3
+_NICENESS = 10
+
+
+@dataclass
+class ActiveJob:
+    """A session at work, and the messages that asked for it."""
+
+    keys: SessionKeys
+    learner: SessionLearner
+    message_ids: list[str] = field(default_factory=list)
+
+
+class Worker:
+    """One learner: several sessions at work in turn."""
+
+    def __init__(self, settings: Settings, name: str, redis: "Redis", bundles: dict[str, Networks]) -> None:
+        self._settings, self._name = settings, name
+        self._bundles = {networks.digest: networks for networks in bundles.values()}
+        self._jobs = JobQueue(redis)
+        self._stores = Stores(SessionStore(redis), VersionStore(redis))
+        self._lease_ms = int(settings.lease_s * 1000)
+        self._learners: OrderedDict[str, SessionLearner] = OrderedDict()
+        self._active: deque[ActiveJob] = deque()
+        self._waiting: list[Claim] = []
+        self._renewed_at = self._reclaimed_at = -settings.lease_s
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until ``stop`` is set; while Redis is gone, wait for it."""
+        while not stop.is_set():
+            try:
+                self.open()
+                while not stop.is_set():
+                    self.turn(_IDLE_BLOCK_MS)
+                self.hand_back()
+            except RedisError as error:
+                _log.warning("Redis does not answer (%s); the learner waits for it", type(error).__name__)
+                self._active.clear()
+                self._waiting.clear()
+                self._learners.clear()
+                stop.wait(_RECONNECT_S)
+
+    def open(self) -> None:
+        """Join the consumer group, and take up what an earlier process of this name left."""
+        self._jobs.open()
+        for claim in self._jobs.own(self._name):
+            self._begin(claim)
+
+    def turn(self, block_ms: int) -> bool:
+        """Take what is new, do one slice of one session. Returns whether there was anything to do."""
+        self._keep_alive()
+        self._take(None if self._active else block_ms)
+        if not self._active:
+            return False
+        job = self._active.popleft()
+        if self._slice(job) is Turn.WORKED:
+            self._active.append(job)
+        else:
+            self._finish(job)
+        return True
+
+    def hand_back(self) -> None:
+        """Leave checkpoints and put unfinished jobs back, for the next learner to take at once."""
+        for job in self._active:
+            try:
+                job.learner.leave()
+            except (LeaseLost, ServiceError):
+                continue
+            self._jobs.enqueue(job.keys)
+            self._finish(job)
+        for claim in self._waiting:
+            self._jobs.enqueue(SessionKeys(claim.session_id))
+            self._jobs.finish(claim.message_id)
+
+    def _take(self, block_ms: int | None) -> None:
+        for claim in self._waiting.copy():
+            self._waiting.remove(claim)
+            self._begin(claim)
+        while len(self._active) < self._settings.active_sessions:
+            fresh = self._jobs.take(self._name, block_ms)
+            if fresh is None:
+                return
+            self._begin(fresh)
+            block_ms = None
+
+    def _begin(self, claim: Claim) -> None:
+        keys = SessionKeys(claim.session_id)
+        for job in self._active:
+            if job.learner.session_id == claim.session_id:
+                job.message_ids.append(claim.message_id)
+                self._jobs.started(keys, claim.message_id)
+                return
+        lease = self._jobs.acquire(keys, self._name, self._lease_ms)
+        if lease is Lease.HELD_BY_ANOTHER:
+            self._waiting.append(claim)
+        elif lease is Lease.SESSION_GONE:
+            self._jobs.finish(claim.message_id)
+        else:
+            self._activate(claim, keys, lease)
+
+    def _activate(self, claim: Claim, keys: SessionKeys, lease: Lease) -> None:
+        self._jobs.started(keys, claim.message_id)
+        learner = self._learner(claim.session_id)
+        if learner is None:
+            self._jobs.finish(claim.message_id)
+            self._jobs.release(keys, self._name)
+            return
+        if lease is not Lease.TAKEN_AGAIN:
+            learner.forget()
+        job = ActiveJob(keys, learner, [claim.message_id])
+        if claim.deliveries > MAX_DELIVERIES:
+            learner.fail(f"{claim.deliveries - 1} learners died while they worked on it")
+            self._finish(job)
+        else:
+            self._active.append(job)
+
+    def _learner(self, session_id: str) -> SessionLearner | None:
+        """The session's learner, its networks in memory if it was here before; None when its bundle is not served here."""
+        learner = self._learners.get(session_id)
+        if learner is None:
+            try:
+                session = self._stores.sessions.load(session_id).session
+            except ServiceError:
+                return None
+            networks = self._bundles.get(session.digest)
+            if networks is None:
+                _log.error(
+                    "session %s was opened with bundle %s (%s), which this learner has not", session_id, session.bundle, session.digest
+                )
+                return None
+            learner = SessionLearner(session_id, self._name, networks, self._stores, self._settings)
+        self._learners[session_id] = learner
+        self._learners.move_to_end(session_id)
+        while len(self._learners) > self._settings.active_sessions:
+            self._learners.popitem(last=False)
+        return learner
+
+    def _slice(self, job: ActiveJob) -> Turn:
+        try:
+            return job.learner.advance()
+        except (LeaseLost, ServiceError):
+            self._learners.pop(job.learner.session_id, None)
+            return Turn.CAUGHT_UP
+        except RedisError:
+            raise
+        except Exception as error:
+            _log.exception("fine-tuning of session %s failed", job.learner.session_id)
+            self._learners.pop(job.learner.session_id, None)
+            self._fail(job, f"{type(error).__name__}: {error}"[:300])
+            return Turn.CAUGHT_UP
+
+    def _fail(self, job: ActiveJob, reason: str) -> None:
+        try:
+            job.learner.fail(reason)
+        except (LeaseLost, ServiceError) as error:
+            _log.info("session %s went away: %s", job.learner.session_id, error)
+
+    def _finish(self, job: ActiveJob) -> None:
+        self._jobs.release(job.keys, self._name)
+        for message_id in job.message_ids:
+            self._jobs.finish(message_id)
+
+    def _keep_alive(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed_at > self._settings.lease_s / 4:
+            self._renewed_at = now
+            for job in self._active:
+                self._jobs.acquire(job.keys, self._name, self._lease_ms)
+            self._jobs.keep(self._name, [message_id for job in self._active for message_id in job.message_ids])
+            self._jobs.keep(self._name, [claim.message_id for claim in self._waiting])
+        if now - self._reclaimed_at > self._settings.lease_s / 2:
+            self._reclaimed_at = now
+            for claim in self._jobs.reclaim(self._name, self._lease_ms):
+                self._begin(claim)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGINT or SIGTERM. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser("python -m service.worker", description="Fine-tune sessions of the Redis at SKILLET_REDIS_URL.")
+    parser.add_argument("--bundle", dest="bundles", action="append", type=Path, help="bundle directory; may be given again")
+    parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="must differ between learners")
+    options = parser.parse_args(arguments)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    os.nice(_NICENESS)
+    torch.set_num_threads(1)
+    try:
+        settings = Settings(**({"bundles": options.bundles} if options.bundles else {}))
+        if settings.redis_url is None:
+            raise StartupError("a learner needs the Redis of its service: set SKILLET_REDIS_URL")
+        with connect(settings.redis_url, settings.redis_timeout_s) as redis:
+            Worker(settings, options.name, redis, load_bundles(settings.bundles)).run(stop)
+    except SkilletError as error:
+        sys.stderr.write(f"skillet learner: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

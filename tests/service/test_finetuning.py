@@ -1,0 +1,377 @@
+"""Background fine-tuning: jobs, versions, guards, rollback, pause, and learners that die."""
+
+import time
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from service.jobs import MAX_DELIVERIES
+from service.policies import Networks
+from service.sessions import SessionStore
+from service.settings import Settings
+from tests.conftest import Driver, state
+from tests.service.learners import ready_to_learn, same, stored_weights, work_off, worker
+from training.contract.bundle import Bundle
+from training.contract.exploration import skill_noise
+from training.finetuning import Finetuner
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A checkpoint after every slice of few updates, and leases that end soon."""
+    return settings.model_copy(update={"slice_updates": 3, "checkpoint_interval_s": 0.0, "lease_s": 1.0, "kept_versions": 2})
+
+
+def test_a_completed_episode_leads_to_a_version_that_the_next_episode_acts_with(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver = ready_to_learn(api)
+    assert driver.get("/finetuning")["state"] == "queued"
+    work_off(worker(settings, tiny_networks))
+    status = driver.get("/finetuning")
+    assert (status["state"], status["episodes_completed"], status["episodes_learned"], status["updates"]) == ("idle", 1, 1, 12)
+    assert (status["policy_version"], status["error"]) == (1, None)
+    assert set(status["losses"]) == {"critic_loss", "actor_loss", "kl", "alpha", "q_mean"}
+    mean = np.array(driver.get("/task")["mean"], np.float32)
+    assert driver.start()["phase"] == "finetuning"
+    reply = driver.act(1, 0, state(1, 0))
+    assert (reply["policy_version"], reply["phase"]) == (1, "finetuning")
+    parts, observation = api.app.state.parts, np.array(state(1, 0), np.float32)
+    weights = parts.versions.weights(parts.store.load(driver.session["session_id"]).keys, 1)
+    tuned = tiny_networks.with_weights(weights, 1)
+    np.testing.assert_array_equal(tuned.task_embedding, mean)
+    skill = tuned.choose_skill(observation, mean, skill_noise(7, 1, 0, 3), use_skill_prior=False)
+    own = tiny_networks.meta_policy.choose_skill(observation, mean, skill_noise(7, 1, 0, 3), use_skill_prior=False)
+    assert reply["action"] == tiny_networks.decode(observation, skill).tolist()
+    assert not np.array_equal(skill, own)
+
+
+def test_versions_carry_their_reason_episode_and_figures(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    work_off(learner)
+    driver.run_episode()
+    work_off(learner)
+    policy = driver.get("/policy")
+    assert (policy["current"], [record["version"] for record in policy["versions"]]) == (2, [0, 1, 2])
+    last = policy["versions"][-1]
+    assert (last["status"], last["episode"], last["metrics"]["updates"]) == ("published", 1, 16.0)
+    assert "2 episodes" in last["reason"]
+    assert last["metrics"]["policy_kl"] >= 0
+    assert "versions_published" not in api.get("/metrics").text
+    assert 'skillet_versions_total{result="published"} 2.0' in api.get("/metrics").text
+
+
+def test_a_version_changes_the_next_skill_and_never_a_running_one(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver = ready_to_learn(api)
+    driver.start()
+    replies = [driver.act(1, 0, state(1, 0))]
+    work_off(worker(settings, tiny_networks))
+    replies += [driver.step(1, step, state(1, step + 1)) for step in range(7)]
+    assert [reply["policy_version"] for reply in replies] == [0] * 5 + [1] * 3
+    assert [reply["phase"] for reply in replies] == ["adapted"] * 5 + ["finetuning"] * 3
+    driver.ok(driver.post("policy/rollback"))
+    replies = [driver.step(1, step, state(1, step + 1)) for step in range(7, 10)]
+    assert [reply["policy_version"] for reply in replies] == [1, 1, 0]
+    driver.step(1, 10, state(1, 11), terminated=True)
+    store: SessionStore = api.app.state.parts.store
+    assert store.episodes(store.load(driver.session["session_id"]).keys)[-1].versions_used == [0, 1]
+
+
+def test_queueing_a_session_again_is_the_same_job(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver = ready_to_learn(api)
+    parts = api.app.state.parts
+    jobs, keys = parts.adaptation._jobs, parts.store.load(driver.session["session_id"]).keys
+    assert jobs.enqueue(keys) == jobs.enqueue(keys)
+    driver.run_episode()
+    assert parts.store.redis.xlen("skillet:jobs") == 1
+    work_off(worker(settings, tiny_networks))
+    assert parts.store.redis.xlen("skillet:jobs") == 0
+    assert driver.get("/finetuning")["episodes_learned"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reward", "forced"),
+    [
+        ({"conditioning_episodes": 2}, 1.0, None),
+        ({"conditioning_episodes": 1}, 0.0, None),
+        ({"conditioning_episodes": 1, "finetuning": False}, 1.0, None),
+        ({"conditioning_episodes": 1}, 1.0, "adapted"),
+        ({"conditioning_episodes": 0}, 1.0, "exploring"),
+    ],
+)
+def test_a_session_that_is_not_to_learn_is_not_queued(
+    api: TestClient, options: dict[str, object], reward: float, forced: str | None
+) -> None:
+    driver = Driver(api, **options)
+    driver.ok(api.patch(driver.path, json={"phase": forced}))
+    driver.run_episode(final_reward=reward)
+    assert api.app.state.parts.store.redis.xlen("skillet:jobs") == 0
+    began = time.monotonic()
+    assert driver.get("/finetuning?wait_s=20")["state"] == "idle"
+    assert time.monotonic() - began < 2
+
+
+def test_the_conditioning_episodes_are_in_the_replay(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver = Driver(api, conditioning_episodes=3)
+    for _ in range(3):
+        driver.run_episode(final_reward=1.0)
+    work_off(worker(settings, tiny_networks))
+    assert driver.get("/finetuning")["episodes_learned"] == 3
+    assert "3 episodes" in driver.get("/policy")["versions"][1]["reason"]
+
+
+def with_limit(networks: Networks, kl_limit: float) -> Networks:
+    """The same bundle with another KL limit."""
+    manifest = networks.bundle.manifest
+    changed = manifest.model_copy(update={"finetuning": {**manifest.finetuning, "kl_limit": kl_limit}})
+    return Networks(Bundle(networks.bundle.path, changed))
+
+
+def test_a_version_too_far_from_the_skill_prior_is_recorded_and_not_served(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver = ready_to_learn(api)
+    work_off(worker(settings, with_limit(tiny_networks, 1e-9)))
+    policy = driver.get("/policy")
+    assert (policy["current"], policy["versions"][1]["status"]) == (0, "rejected")
+    assert "KL" in policy["versions"][1]["reason"]
+    assert driver.get("/finetuning")["episodes_learned"] == 1
+    assert driver.run_episode()[0]["policy_version"] == 0
+    assert api.post(f"{driver.path}/policy/rollback", json={"version": 1}).json()["code"] == "unknown_version"
+    work_off(worker(settings, tiny_networks, "test-1"))
+    assert driver.get("/policy")["current"] == 2
+
+
+def test_weights_that_are_not_finite_are_not_served_and_learning_recovers(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    work_off(learner)
+    sound = Finetuner.update
+
+    def poisoned(self: Finetuner, count: int) -> dict[str, float]:
+        losses = sound(self, count)
+        self.networks.policy.net[-1].bias.data[0] = float("nan")
+        return losses
+
+    monkeypatch.setattr(Finetuner, "update", poisoned)
+    driver.run_episode()
+    work_off(learner)
+    policy = driver.get("/policy")
+    assert (policy["current"], policy["versions"][2]["status"]) == (1, "rejected")
+    assert "finite" in policy["versions"][2]["reason"]
+    monkeypatch.setattr(Finetuner, "update", sound)
+    driver.run_episode()
+    work_off(learner)
+    assert driver.get("/policy")["current"] == 3
+    assert driver.get("/finetuning")["episodes_learned"] == 3
+
+
+def test_weights_that_the_graph_runs_otherwise_than_the_learner_are_not_served(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Finetuner.policy_weights
+    monkeypatch.setattr(Finetuner, "policy_weights", lambda self: {name: array + 0.01 for name, array in sound(self).items()})
+    driver = ready_to_learn(api)
+    work_off(worker(settings, tiny_networks))
+    policy = driver.get("/policy")
+    assert (policy["current"], policy["versions"][1]["status"]) == (0, "rejected")
+    assert "differs" in policy["versions"][1]["reason"]
+
+
+def test_while_paused_nothing_is_published_and_resuming_goes_on(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    learner.turn(1)
+    paused = driver.ok(api.patch(f"{driver.path}/finetuning", json={"paused": True}))
+    assert (paused["paused"], paused["state"]) == (True, "paused")
+    work_off(learner)
+    status = driver.get("/finetuning?wait_s=20")
+    assert (status["updates"], status["policy_version"], status["state"]) == (3, 0, "paused")
+    driver.ok(api.patch(f"{driver.path}/finetuning", json={"paused": False}))
+    work_off(learner)
+    status = driver.get("/finetuning")
+    assert (status["updates"], status["policy_version"], status["state"]) == (12, 1, "idle")
+
+
+def test_rolling_back_holds_until_fine_tuning_is_resumed(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    work_off(learner)
+    driver.run_episode()
+    work_off(learner)
+    policy = driver.ok(driver.post("policy/rollback"))
+    assert (policy["current"], [record["status"] for record in policy["versions"]]) == (1, ["published", "published", "rolled_back"])
+    assert driver.run_episode()[0]["policy_version"] == 1
+    work_off(learner)
+    assert driver.get("/policy")["current"] == 1
+    assert driver.ok(driver.post("policy/rollback"))["current"] == 0
+    assert driver.run_episode()[0]["phase"] == "adapted"
+    driver.ok(api.patch(f"{driver.path}/finetuning", json={"paused": False}))
+    work_off(learner)
+    policy = driver.get("/policy")
+    assert (policy["current"], policy["versions"][3]["status"]) == (3, "published")
+    assert driver.ok(driver.post("policy/rollback", version=2))["current"] == 2
+
+
+def test_weights_of_old_versions_are_dropped_and_cannot_be_gone_back_to(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    for _ in range(3):
+        work_off(learner)
+        driver.run_episode()
+    work_off(learner)
+    assert driver.get("/policy")["current"] == 4
+    refused = driver.post("policy/rollback", version=1)
+    assert (refused.status_code, refused.json()["code"], refused.json()["expected"]) == (404, "unknown_version", [0, 3, 4])
+    assert driver.get("/finetuning")["paused"] is False
+    assert driver.ok(driver.post("policy/rollback", version=0))["current"] == 0
+
+
+def test_a_closed_session_is_dropped_by_its_learner_and_leaves_nothing(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    learner.turn(1)
+    driver.ok(api.delete(driver.path))
+    work_off(learner)
+    redis = api.app.state.parts.store.redis
+    left = [key.decode().rpartition(":")[2] for key in redis.scan_iter(f"*{driver.session['session_id']}*")]
+    assert left == ["known"]
+    assert redis.xlen("skillet:jobs") == 0
+
+
+def test_everything_of_a_session_expires_with_it(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver = ready_to_learn(api, ttl_s=1000)
+    work_off(worker(settings, tiny_networks))
+    driver.run_episode()
+    redis = api.app.state.parts.store.redis
+    keys = [key for key in redis.scan_iter(f"*{driver.session['session_id']}*") if not key.endswith(b"known")]
+    assert {key.rpartition(b":")[2] for key in keys} >= {b"session", b"context", b"episodes", b"task", b"policy", b"weights", b"checkpoint"}
+    assert all(0 < redis.pttl(key) <= 1_000_000 for key in keys)
+
+
+def test_fine_tuning_that_raises_is_reported_and_tried_again_with_the_next_episode(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    with monkeypatch.context() as patch:
+        patch.setattr(Finetuner, "update", lambda self, count: 1 / 0)
+        work_off(learner)
+    status = driver.get("/finetuning?wait_s=20")
+    assert (status["state"], status["error"]) == ("failed", "ZeroDivisionError: division by zero")
+    driver.run_episode()
+    work_off(learner)
+    status = driver.get("/finetuning")
+    assert (status["state"], status["error"], status["episodes_learned"]) == ("idle", None, 2)
+
+
+@pytest.fixture
+def undisturbed(api: TestClient, settings: Settings, tiny_networks: Networks) -> Driver:
+    """What comes out when no learner dies: two episodes before the first update, one after."""
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks, "undisturbed")
+    work_off(learner)
+    driver.run_episode()
+    work_off(learner)
+    return driver
+
+
+@pytest.mark.parametrize("slices_before_death", [1, 3, 4, 5, 6, 7])
+def test_a_learner_started_again_under_its_name_goes_on_where_it_died(
+    api: TestClient, settings: Settings, tiny_networks: Networks, undisturbed: Driver, slices_before_death: int
+) -> None:
+    driver, doomed = ready_to_learn(api), worker(settings, tiny_networks)
+    for _ in range(slices_before_death):
+        doomed.turn(1)
+    again = worker(settings, tiny_networks)
+    work_off(again)
+    driver.run_episode()
+    work_off(again)
+    assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
+    assert driver.get("/finetuning")["updates"] == undisturbed.get("/finetuning")["updates"] == 16
+    assert api.app.state.parts.store.redis.xlen("skillet:jobs") == 0
+
+
+def test_another_learner_takes_over_when_the_lease_has_run_out(
+    api: TestClient, settings: Settings, tiny_networks: Networks, undisturbed: Driver
+) -> None:
+    driver, doomed = ready_to_learn(api), worker(settings, tiny_networks, "doomed")
+    doomed.turn(1)
+    other = worker(settings, tiny_networks, "other")
+    assert other.turn(1) is False
+    deadline = time.monotonic() + 10
+    while driver.get("/finetuning")["episodes_learned"] < 1 and time.monotonic() < deadline:
+        other.turn(20)
+    assert driver.get("/policy")["current"] == 1
+    doomed.turn(1)  # a learner that only seemed dead must not write any more
+    assert driver.get("/policy")["current"] == 1
+    driver.run_episode()
+    work_off(other)
+    assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
+
+
+def test_a_stopped_learner_hands_its_jobs_back_at_once(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, stopped = ready_to_learn(api), worker(settings, tiny_networks, "stopped")
+    stopped.turn(1)
+    stopped.hand_back()
+    assert driver.get("/finetuning")["state"] == "queued"
+    work_off(worker(settings, tiny_networks, "next"))
+    status = driver.get("/finetuning")
+    assert (status["updates"], status["policy_version"]) == (12, 1)
+
+
+def test_a_job_that_keeps_killing_its_learners_is_given_up(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver = ready_to_learn(api)
+    for _ in range(MAX_DELIVERIES):
+        worker(settings, tiny_networks).turn(1)
+    work_off(worker(settings, tiny_networks))
+    status = driver.get("/finetuning")
+    assert status["state"] == "failed"
+    assert "died" in status["error"]
+    assert api.app.state.parts.store.redis.xlen("skillet:jobs") == 0
+
+
+def test_sessions_take_turns(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    drivers = [ready_to_learn(api, seed=seed) for seed in (1, 2, 3)]
+    learner = worker(settings, tiny_networks)
+    for _ in range(7):
+        learner.turn(1)
+    updates = [driver.get("/finetuning")["updates"] for driver in drivers]
+    assert all(0 < done < 12 for done in updates)
+    work_off(learner)
+    assert [driver.get("/policy")["current"] for driver in drivers] == [1, 1, 1]
+    weights = [stored_weights(api, driver, 1) for driver in drivers]
+    assert not same(weights[0], weights[1])
+
+
+def test_the_same_seed_and_transitions_give_the_same_versions_and_actions(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    one, two = ready_to_learn(api), ready_to_learn(api)
+    work_off(worker(settings, tiny_networks, "first"))
+    for _ in range(2):
+        assert one.run_episode(final_reward=1.0) == two.run_episode(final_reward=1.0)
+        work_off(worker(settings, tiny_networks, "third"))
+    assert one.get("/finetuning")["losses"] == two.get("/finetuning")["losses"]
+
+
+def test_waiting_ends_when_the_learner_has_caught_up_or_the_time_is_over(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver = ready_to_learn(api)
+    began = time.monotonic()
+    assert driver.get("/finetuning?wait_s=0.3")["episodes_learned"] == 0
+    assert 0.3 <= time.monotonic() - began < 2
+    work_off(worker(settings, tiny_networks))
+    began = time.monotonic()
+    assert driver.get("/finetuning?wait_s=20")["episodes_learned"] == 1
+    assert time.monotonic() - began < 2
+
+
+def test_a_job_that_was_lost_is_queued_again_when_somebody_asks(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver = ready_to_learn(api)
+    parts = api.app.state.parts
+    parts.store.redis.delete("skillet:jobs", parts.store.load(driver.session["session_id"]).keys.finetuning)
+    assert driver.get("/finetuning")["episodes_learned"] == 0
+    work_off(worker(settings, tiny_networks))
+    assert driver.get("/finetuning")["episodes_learned"] == 1
