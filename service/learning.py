@@ -73,7 +73,9 @@ class SessionLearner:
             return Turn.WORKED
         if progress.episodes_learned < finetuner.episodes:
             self._publish(loaded, finetuner)
-            return Turn.WORKED
+            if _sound(finetuner):
+                return Turn.WORKED
+            self._finetuner = None  # the next episode goes on from the last sound checkpoint
         self._report(loaded, state="idle")
         return Turn.CAUGHT_UP
 
@@ -127,22 +129,20 @@ class SessionLearner:
         states = self._rows(loaded, 0, loaded.session.rows)[:, self._networks.layout.state]
         kl_limit = float(self._networks.bundle.manifest.finetuning["kl_limit"])
         fault = find_fault(finetuner, weights, self._networks, states, kl_limit)
-        kl, sound = finetuner.policy_kl(), _sound(finetuner)
+        kl, plural = finetuner.policy_kl(), "" if finetuner.episodes == 1 else "s"
         last: EpisodeRecord = self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes - 1)[0]
         candidate = Candidate(
             weights=None if fault else weights,
-            reason=fault or f"fine-tuned on {finetuner.episodes} episodes with {finetuner.updates} updates",
+            reason=fault or f"fine-tuned on {finetuner.episodes} episode{plural} with {finetuner.updates} updates",
             episode=last.episode,
             episodes_learned=finetuner.episodes,
             metrics={**self._losses, "policy_kl": kl if math.isfinite(kl) else None, "updates": float(finetuner.updates)},
-            checkpoint=_packed(finetuner) if sound else b"",
+            checkpoint=_packed(finetuner) if _sound(finetuner) else b"",
         )
         version = self._stores.versions.publish(loaded.keys, self._name, candidate, self._settings.kept_versions)
         if version < 0:
             raise LeaseLost(self.session_id)
         self._checkpoint_at = time.monotonic()
-        if not sound:
-            self._finetuner = None  # the next episode goes on from the last sound checkpoint
 
     def _save(self, loaded: Loaded, finetuner: Finetuner) -> None:
         if not _sound(finetuner):

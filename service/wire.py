@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import time
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ from service.storage import unavailable
 
 _log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
+_OUTAGE_LOG_S = 5.0
 RequestType = TypeVar("RequestType", bound=schemas.Request)
 
 
@@ -39,11 +41,24 @@ async def read(request: Request, kind: type[RequestType]) -> RequestType:
     return schemas.decode(body, kind)
 
 
+class Outages:
+    """Logs that Redis does not answer, not more often than every few seconds however many requests fail."""
+
+    def __init__(self) -> None:
+        self._logged_at = -_OUTAGE_LOG_S
+
+    def saw(self, error: RedisError) -> None:
+        """Log it unless that was just done."""
+        if time.monotonic() - self._logged_at >= _OUTAGE_LOG_S:
+            self._logged_at = time.monotonic()
+            _log.error("Redis does not answer: %s: %s", type(error).__name__, error)
+
+
 def problem(error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
     """The problem document of an error, counted."""
     request_id = secrets.token_hex(8)
     metrics.errors.labels(error.code).inc()
-    if error.status >= 500:
+    if error.status == 500:  # a 503 comes with every request while Redis is gone: `Outages` tells of it
         _log.error("request %s: %s: %s", request_id, error.code, error.detail)
     body = _encoder.encode(error.problem(request_id))
     extra = {"retry-after": "1"} if error.status == 503 else {}
@@ -52,6 +67,7 @@ def problem(error: ServiceError, metrics: Metrics, headers: dict[str, str] | Non
 
 def answer_errors(app: FastAPI, metrics: Metrics) -> None:
     """Make every error leave as a problem document."""
+    outages = Outages()
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
@@ -59,6 +75,7 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(RedisError)
     async def redis_error(request: Request, error: RedisError) -> Response:
+        outages.saw(error)
         return problem(unavailable(error), metrics)
 
     @app.exception_handler(RequestValidationError)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from training.config import CollectConfig, DomainConfig, FinetuningConfig, NetworkConfig, SkillConfig, TrainingConfig
-from training.contract.bundle import Bundle
+from training.contract.bundle import Bundle, write_bundle
 from training.contract.context import ContextLayout
 from training.contract.spec import ModelSpec, VectorSpec
 from training.export import export_bundle
@@ -64,3 +64,18 @@ def make_tiny_bundle(path: Path, *, seed: int = 0, **finetuning: float) -> Bundl
     with torch.no_grad():  # an untrained policy is the skill prior; here the task embedding must show in the actions
         networks.policy.net[-1].weight.mul_(100)
     return export_bundle(path, config=config, networks=networks, coefficient=3e-4, spec=TINY_SPEC, metrics={}, command="tests")
+
+
+def with_finetuning(bundle: Bundle, path: Path, **finetuning: float) -> Bundle:
+    """A copy of a bundle at ``path`` with other entries in its fine-tuning configuration."""
+    manifest = bundle.manifest
+    return write_bundle(
+        path,
+        {name: bundle.read(name) for name in manifest.files},
+        name=manifest.name,
+        spec=manifest.spec,
+        golden=manifest.golden,
+        networks=manifest.networks,
+        finetuning={**manifest.finetuning, **finetuning},
+        provenance=manifest.provenance,
+    )

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ class RunningService:
     """A service in a process of its own, ready when this is made. Use as a context manager: leaving it kills what is left."""
 
     def __init__(self, bundle: Path, data_dir: Path, *options: str, **environment: str) -> None:
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open until __exit__; a pipe that nobody reads would stop the service once full)
         self.process = subprocess.Popen(
             command(bundle, data_dir, *options),
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._stderr,
             text=True,
             env=clean_environment() | environment,
         )
@@ -27,7 +29,7 @@ class RunningService:
         self.ready_line = self.process.stdout.readline()
         match = re.search(r"http://127\.0\.0\.1:(\d+)", self.ready_line)
         if match is None:
-            raise AssertionError(f"not started: {self.ready_line!r} {self.process.communicate()}")
+            raise AssertionError(f"not started: {self.ready_line!r} {self.log()}")
         self.pool = urllib3.HTTPConnectionPool("127.0.0.1", int(match.group(1)), maxsize=1, retries=False, timeout=70.0)
         self.pids = [self.process.pid, *descendants(self.process.pid)]
 
@@ -39,7 +41,13 @@ class RunningService:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+        self._stderr.close()
         await_end(self.pids)
+
+    def log(self) -> str:
+        """What it wrote to stderr so far."""
+        self._stderr.seek(0)
+        return self._stderr.read()
 
     def post(self, path: str, **body: Any) -> "Reply":
         return Reply(self.pool.request("POST", path, json=body))

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import Driver, state, transition
 from tests.service.running import Remote, RunningService, await_end, descendants, fails_to_start
+from tests.tiny_bundle import with_finetuning
 from training.contract.bundle import Bundle
 
 
@@ -27,7 +28,7 @@ def test_a_stopped_service_leaves_no_process_and_starting_again_finds_its_sessio
         assert len(service.pids) == 2
         assert service.stop(number) == 0
         await_end(service.pids)
-        assert "Traceback" not in (service.process.stderr.read() if service.process.stderr else "")
+        assert "Traceback" not in service.log()
     with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
         driver.api = Remote(service)  # type: ignore[assignment]
         assert driver.get() == before
@@ -109,7 +110,7 @@ def make_newer(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
 
 
-def change_golden(bundle: Path) -> None:
+def change_manifest(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["golden"]["skill_decoder.onnx"]["outputs"]["action"][0][0] += 0.01
     (bundle / "manifest.json").write_text(json.dumps(manifest))
@@ -125,7 +126,7 @@ def remove_all(bundle: Path) -> None:
         (break_byte, "skill_decoder.onnx"),
         (remove_file, "task_encoder.onnx"),
         (make_newer, "format version 2"),
-        (change_golden, "golden"),
+        (change_manifest, "manifest.json"),
         (remove_all, "found none"),
     ],
 )
@@ -152,10 +153,8 @@ def learner_pid(service: RunningService) -> int:
     return int(service.ready_line.rpartition("learner ")[2])
 
 
-def test_a_learner_killed_in_the_middle_of_a_job_is_started_again_and_finishes_it(tmp_path: Path) -> None:
-    from tests.tiny_bundle import make_tiny_bundle
-
-    bundle = make_tiny_bundle(tmp_path / "slow", warm_start_updates=1500)
+def test_a_learner_killed_in_the_middle_of_a_job_is_started_again_and_finishes_it(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = with_finetuning(tiny_bundle, tmp_path / "slow", warm_start_updates=800)
     with RunningService(bundle.path, tmp_path / "data", SKILLET_CHECKPOINT_INTERVAL_S="0.1") as service:
         driver = Driver(Remote(service), conditioning_episodes=1)  # type: ignore[arg-type]
         driver.run_episode(final_reward=1.0)
@@ -163,9 +162,9 @@ def test_a_learner_killed_in_the_middle_of_a_job_is_started_again_and_finishes_i
         while killed_at == 0:
             killed_at = driver.get("/finetuning?wait_s=0.1")["updates"]
         os.kill(learner_pid(service), signal.SIGKILL)
-        assert killed_at < 1500
+        assert killed_at < 800
         status = driver.get("/finetuning?wait_s=60")
-        assert (status["state"], status["updates"], status["episodes_learned"], status["policy_version"]) == ("idle", 1500, 1, 1)
+        assert (status["state"], status["updates"], status["episodes_learned"], status["policy_version"]) == ("idle", 800, 1, 1)
         assert driver.run_episode()[0]["policy_version"] == 1
         service.pids = [service.process.pid, *descendants(service.process.pid)]
         assert len(service.pids) == 3
@@ -173,10 +172,8 @@ def test_a_learner_killed_in_the_middle_of_a_job_is_started_again_and_finishes_i
         await_end(service.pids)
 
 
-def test_stopping_while_a_learner_works_leaves_no_process_and_the_work_goes_on_after(tmp_path: Path) -> None:
-    from tests.tiny_bundle import make_tiny_bundle
-
-    bundle = make_tiny_bundle(tmp_path / "slow", warm_start_updates=1500)
+def test_stopping_while_a_learner_works_leaves_no_process_and_the_work_goes_on_after(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    bundle = with_finetuning(tiny_bundle, tmp_path / "slow", warm_start_updates=800)
     with RunningService(bundle.path, tmp_path / "data") as service:
         driver = Driver(Remote(service), conditioning_episodes=1)  # type: ignore[arg-type]
         driver.run_episode(final_reward=1.0)
@@ -187,6 +184,6 @@ def test_stopping_while_a_learner_works_leaves_no_process_and_the_work_goes_on_a
     with RunningService(bundle.path, tmp_path / "data") as service:
         driver.api = Remote(service)  # type: ignore[assignment]
         before = driver.get("/finetuning")
-        assert 0 < before["updates"] < 1500
+        assert 0 < before["updates"] < 800
         status = driver.get("/finetuning?wait_s=60")
-        assert (status["updates"], status["policy_version"]) == (1500, 1)
+        assert (status["updates"], status["policy_version"]) == (800, 1)

@@ -8,7 +8,7 @@ from service.policies import Networks
 from service.settings import Settings
 from tests.conftest import Driver, state, transition
 from training.contract.context import SkillFolder
-from training.contract.exploration import skill_noise
+from training.contract.exploration import Exploration, drawn_embedding, skill_noise
 
 
 def test_an_episode_is_numbered_and_its_skills_last_h_steps(driver: Driver) -> None:
@@ -25,7 +25,7 @@ def test_actions_are_those_of_the_graphs_and_the_exploration_rule(driver: Driver
     episode = driver.start()["episode"]
     first = driver.act(episode, 0, state(0, 0))
     observation = np.array(state(0, 0), np.float32)
-    embedding = np.random.default_rng([0x7A5C, 7, 0]).standard_normal(2).astype(np.float32)
+    embedding = drawn_embedding(Exploration.SWITCHING, 7, 0, 0, 2)
     skill = tiny_networks.meta_policy.choose_skill(observation, embedding, skill_noise(7, 0, 0, 3), use_skill_prior=False)
     assert first["action"] == tiny_networks.decode(observation, skill).tolist()
     later = np.array(state(0, 1), np.float32)
@@ -40,7 +40,7 @@ def test_skill_transitions_in_redis_are_those_that_the_offline_folder_makes(
     driver.start()
     driver.act(0, 0, state(0, 0))
     folder, rows = SkillFolder(tiny_networks.layout, 5), []
-    embedding = np.random.default_rng([0x7A5C, 7, 0]).standard_normal(2).astype(np.float32)
+    embedding = drawn_embedding(Exploration.SWITCHING, 7, 0, 0, 2)
     for step in range(13):
         now, after = np.array(state(0, step), np.float32), np.array(state(0, step + 1), np.float32)
         if step % 5 == 0:
@@ -161,7 +161,7 @@ def test_a_deterministic_session_acts_with_the_mean_skill(api: TestClient, tiny_
     driver = Driver(api, deterministic=True)
     driver.start()
     observation = np.array(state(0, 0), np.float32)
-    embedding = np.random.default_rng([0x7A5C, 7, 0]).standard_normal(2).astype(np.float32)
+    embedding = drawn_embedding(Exploration.SWITCHING, 7, 0, 0, 2)
     skill = tiny_networks.meta_policy.choose_skill(observation, embedding, None, use_skill_prior=False)
     assert driver.act(0, 0, state(0, 0))["action"] == tiny_networks.decode(observation, skill).tolist()
 

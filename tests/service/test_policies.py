@@ -1,0 +1,59 @@
+"""Graphs of a bundle: checked against golden vectors, and given fine-tuned weights."""
+
+import numpy as np
+import pytest
+
+from service.policies import Graph, Networks, PolicyCache, PolicyWeights
+from training.contract.bundle import Bundle
+from training.contract.errors import BundleCorrupt
+from training.contract.spec import META_POLICY
+from training.finetuning import Finetuner
+
+
+def test_a_graph_that_answers_otherwise_than_its_golden_vectors_is_refused(tiny_bundle: Bundle) -> None:
+    golden = tiny_bundle.manifest.golden["skill_decoder.onnx"]
+    actions = [[number + 0.01 for number in row] for row in golden.outputs["action"]]
+    changed = golden.model_copy(update={"outputs": {"action": actions}})
+    manifest = tiny_bundle.manifest.model_copy(update={"golden": {**tiny_bundle.manifest.golden, "skill_decoder.onnx": changed}})
+    with pytest.raises(BundleCorrupt, match=r"skill_decoder\.onnx.*golden"):
+        Networks(Bundle(tiny_bundle.path, manifest))
+
+
+def test_fine_tuned_weights_replace_those_of_the_graph(tiny_bundle: Bundle, tiny_networks: Networks) -> None:
+    finetuner = Finetuner.from_bundle(tiny_bundle, np.zeros(2, np.float32), 0)
+    own, state, noise = finetuner.policy_weights(), np.arange(4, dtype=np.float32), np.ones(3, np.float32)
+    embedding = np.array([0.5, -0.5], np.float32)
+    bundled = tiny_networks.meta_policy.choose_skill(state, embedding, noise, use_skill_prior=False)
+    same = tiny_networks.with_weights(PolicyWeights.from_bytes(PolicyWeights.pack(embedding, own).to_bytes()), 1)
+    np.testing.assert_allclose(same.choose_skill(state, embedding, noise, use_skill_prior=False), bundled, atol=1e-6)
+    other = {name: array + 0.1 for name, array in own.items()}
+    tuned = tiny_networks.with_weights(PolicyWeights.pack(embedding, other), 2)
+    assert np.abs(tuned.choose_skill(state, embedding, noise, use_skill_prior=False) - bundled).max() > 0.01
+    prior = tuned.choose_skill(state, embedding, noise, use_skill_prior=True)
+    np.testing.assert_array_equal(prior, tiny_networks.meta_policy.choose_skill(state, embedding, noise, use_skill_prior=True))
+
+
+def test_weights_of_a_wrong_shape_are_refused(tiny_bundle: Bundle, tiny_networks: Networks) -> None:
+    data = tiny_bundle.read(META_POLICY)
+    weights = Finetuner.from_bundle(tiny_bundle, np.zeros(2, np.float32), 0).policy_weights()
+    name = next(iter(weights))
+    with pytest.raises(Exception, match=r"(?i)shape|dimension"):
+        Graph(META_POLICY, data, {name: np.zeros((2, 2), np.float32)}).run(np.zeros((1, 4), np.float32), np.zeros((1, 2), np.float32))
+
+
+def test_actions_stay_within_the_limits_of_the_spec(tiny_networks: Networks) -> None:
+    for scale in (1.0, 1e3, 1e30):
+        action = tiny_networks.decode(np.full(4, scale, np.float32), np.full(3, -scale, np.float32))
+        assert action.dtype == np.float32
+        assert (np.abs(action) <= 1).all()
+
+
+def test_the_least_recently_used_policy_is_dropped_first(tiny_networks: Networks) -> None:
+    cache = PolicyCache(2)
+    policies = [type(tiny_networks.meta_policy)(tiny_networks.meta_policy.graph, version) for version in (1, 2, 3)]
+    cache.put("a", policies[0])
+    cache.put("a", policies[1])
+    assert cache.get("a", 1) is policies[0]
+    cache.put("a", policies[2])
+    assert (cache.get("a", 1), cache.get("a", 2), cache.get("a", 3)) == (policies[0], None, policies[2])
+    assert cache.get("b", 1) is None
