@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import torch
+
 from training.config import TrainingConfig
 from training.contract.context import ContextLayout
 from training.contract.spec import ModelSpec, VectorSpec
+from training.networks.skill_model import SkillModel
 
 S, A, Z, E, H, MAX_CONTEXT, EPISODE_STEPS = 4, 2, 3, 2, 5, 12, 13
 LAYOUT = ContextLayout(S, Z)
@@ -44,6 +47,7 @@ def tiny_config(**sections: Any) -> TrainingConfig:
             "encoder_width": 8,
             "encoder_heads": 4,
             "encoder_inducing_points": 6,
+            "encoder_blocks": 1,
             "max_context": MAX_CONTEXT,
         },
         "meta": {"prior_tasks": 1, "posterior_tasks": 1, "batch_per_task": 32, "posterior_context": 12, "buffer_per_task": 400},
@@ -52,3 +56,19 @@ def tiny_config(**sections: Any) -> TrainingConfig:
     for name, changed in sections.items():
         content[name] = content.get(name, {}) | changed
     return TrainingConfig.model_validate(content)
+
+
+def world_config(**sections: Any) -> TrainingConfig:
+    """A configuration for `known_skills`."""
+    return tiny_config(**{**sections, "skills": {"decoder_hidden": (), "prior_hidden": ()} | sections.get("skills", {})})
+
+
+@torch.no_grad()
+def known_skills(config: TrainingConfig) -> SkillModel:
+    """Skills that need no training: a skill's first entry drives the first action, and the prior is N(0, I) in every state."""
+    limits = {"action_low": torch.tensor(TINY_SPEC.action.low), "action_high": torch.tensor(TINY_SPEC.action.high)}
+    skills = SkillModel(config.features, config.skills, state_mean=torch.zeros(S), state_std=torch.ones(S), **limits)
+    for layer in (skills.decoder.net[0], skills.prior.net[0]):
+        layer.weight.zero_(), layer.bias.zero_()
+    skills.decoder.net[0].weight[0, -Z] = 2.0
+    return skills

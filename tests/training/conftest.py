@@ -1,0 +1,48 @@
+"""One meta-trained-looking set of networks, exported once: the export takes seconds."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.training.tiny import LAYOUT, TINY_SPEC, known_skills, world_config
+from training.contract.bundle import Bundle
+from training.export import export_bundle
+from training.meta_training import MetaNetworks
+
+COEFFICIENT = 3e-3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and a busy machine loses by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def meta_networks() -> MetaNetworks:
+    """Networks with weights of visible size, as training would leave them; not to be changed by a test."""
+    torch.manual_seed(3)
+    config = world_config()
+    networks = MetaNetworks.fresh(known_skills(config), LAYOUT, config.networks)
+    with torch.no_grad():
+        for parameter in networks.policy.net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return networks
+
+
+@pytest.fixture(scope="session")
+def exported(meta_networks: MetaNetworks, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Those networks as a bundle; not to be changed by a test."""
+    return export_bundle(
+        tmp_path_factory.mktemp("exported") / "tiny",
+        config=world_config(),
+        networks=meta_networks,
+        coefficient=COEFFICIENT,
+        spec=TINY_SPEC,
+        metrics={"meta_updates": 7.0},
+        command="python -m training export --config tiny",
+    )
