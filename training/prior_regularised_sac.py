@@ -1,5 +1,7 @@
 """Soft actor-critic in skill space with the KL to the skill prior in the place of entropy (SPiRL, algorithm 1; SiMPL, section 4.2)."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -80,3 +82,8 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
+
+
+def finite(modules: Iterable[nn.Module]) -> bool:
+    """True when every parameter is a finite number."""
+    return all(bool(torch.isfinite(parameter).all()) for module in modules for parameter in module.parameters())
