@@ -25,6 +25,7 @@ Open a session, run episodes of a simulated robot in it, one request per control
 
 A simulator runs many times faster than the robot that it stands for. So that the learner has about the wall time that it would have
 beside a robot, the client waits between episodes until the learner has caught up, at most --max-wait-s each time; --no-wait turns it off.
+A learner that does nothing for that long is not waited for again until it does.
 """
 
 

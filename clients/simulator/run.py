@@ -34,9 +34,10 @@ class Simulation:
         A simulator runs many times faster than the robot that it stands for. Without the wait the learner would get a fraction of the
         wall time that it has beside a real one.
         """
+        patience = Patience(self.session.finetuning, max_wait_s)
         for number in range(count):
             if number > 0 and max_wait_s > 0:
-                self._wait_for_learner(max_wait_s)
+                self._wait_for_learner(patience)
             yield self._episode()
 
     def _episode(self) -> EpisodeResult:
@@ -71,12 +72,37 @@ class Simulation:
         self.times.service_s += time.perf_counter() - between
         return observation, float(reward), terminated, following, info
 
-    def _wait_for_learner(self, max_wait_s: float) -> None:
+    def _wait_for_learner(self, patience: "Patience") -> None:
         started = time.perf_counter()
         self.watcher.waiting()
-        status = wait_for_learner(self.session.finetuning, max_wait_s)
+        status = patience.wait()
         self.times.learner_wait_s += time.perf_counter() - started
         self.watcher.waited(status, caught_up=has_caught_up(status))
+
+
+@dataclass
+class Patience:
+    """Waits for the learner, each time for at most ``max_wait_s``. One that did nothing all that time is not waited for until it does.
+
+    ``ask`` takes wait_s, at most 60, and answers where the learner stands.
+    """
+
+    ask: Callable[[float], FinetuningStatus]
+    max_wait_s: float
+    _seen: tuple[int, int] = (0, 0)
+    _stalled: bool = False
+
+    def wait(self) -> FinetuningStatus:
+        """Ask until the learner has caught up, or long enough. Returns the last answer."""
+        stop_at = time.monotonic() + (0.0 if self._stalled else self.max_wait_s)
+        while True:
+            left_s = max(stop_at - time.monotonic(), 0.0)
+            status = self.ask(min(LONGEST_WAIT_S, left_s))
+            caught_up = has_caught_up(status)
+            if caught_up or time.monotonic() >= stop_at:
+                done = (status.episodes_learned, status.updates)
+                self._stalled, self._seen = not caught_up and done == self._seen, done
+                return status
 
 
 def reset_seed(seed: int, episode: int) -> int:
@@ -91,13 +117,3 @@ def has_caught_up(status: FinetuningStatus) -> bool:
     """
     at_work = status.enabled and not status.paused and status.state in ("queued", "running")
     return not at_work or status.episodes_learned >= status.episodes_completed
-
-
-def wait_for_learner(ask: Callable[[float], FinetuningStatus], max_wait_s: float) -> FinetuningStatus:
-    """Ask until the learner has caught up or ``max_wait_s`` have passed; returns the last answer. ``ask`` takes wait_s, at most 60."""
-    stop_at = time.monotonic() + max_wait_s
-    while True:
-        left_s = stop_at - time.monotonic()
-        status = ask(min(LONGEST_WAIT_S, max(left_s, 0.0)))
-        if has_caught_up(status) or time.monotonic() >= stop_at:
-            return status

@@ -107,7 +107,7 @@ def test_a_learner_that_does_not_come_is_waited_for_as_long_as_asked_and_told(si
     assert (status, len(record["episodes"])) == (0, 3)
     out = capsys.readouterr().out
     assert out.count("warning: the learner has seen 0 of 1 episodes") == 1
-    assert "waited 0.6 s for the learner" in out
+    assert "waited 0.3 s for the learner" in out
 
 
 def test_a_session_that_is_closed_under_the_run_ends_it_with_one_line_and_what_was_complete(

@@ -3,17 +3,17 @@
 import time
 
 from clients.sdk import FinetuningStatus
-from clients.simulator.run import has_caught_up, reset_seed, wait_for_learner
+from clients.simulator.run import Patience, has_caught_up, reset_seed
 
 
-def status(learned, *, completed=7, state="running", enabled=True, paused=False):
+def status(learned, *, completed=7, state="running", enabled=True, paused=False, updates=0):
     return FinetuningStatus(
         enabled=enabled,
         paused=paused,
         state=state,
         episodes_completed=completed,
         episodes_learned=learned,
-        updates=0,
+        updates=updates,
         losses={},
         policy_version=0,
         error=None,
@@ -27,7 +27,7 @@ def test_it_asks_until_the_learner_has_seen_every_completed_episode():
         waits.append(wait_s)
         return answers.pop(0)
 
-    assert wait_for_learner(ask, 200.0).episodes_learned == 7
+    assert Patience(ask, 200.0).wait().episodes_learned == 7
     assert len(answers) == 1
     assert waits == [60.0, 60.0, 60.0], "the service takes at most 60 s at a time"
 
@@ -40,8 +40,25 @@ def test_it_gives_up_after_the_bound_and_returns_where_the_learner_stands():
         time.sleep(wait_s)  # as the service does
         return status(5)
 
-    assert not has_caught_up(wait_for_learner(ask, 0.05))
+    assert not has_caught_up(Patience(ask, 0.05).wait())
     assert sum(waits) <= 0.06
+
+
+def test_a_learner_that_did_nothing_all_the_time_is_waited_for_again_only_once_it_does_something():
+    done, waits = [0, 0, 1, 1, 2], []
+
+    def ask(wait_s):
+        waits.append(wait_s)
+        time.sleep(wait_s)
+        return status(5, updates=done[patience.times])
+
+    patience = Patience(ask, 0.02, _seen=(5, 0))
+    asked = []
+    for patience.times in range(5):
+        before = len(waits)
+        patience.wait()
+        asked.append(sum(waits[before:]) > 0)
+    assert asked == [True, False, False, True, False]
 
 
 def test_a_learner_that_will_not_go_on_by_itself_is_not_waited_for():
