@@ -26,6 +26,8 @@ from service.settings import Settings
 from service.storage import connect
 from training.contract.errors import SkilletError
 
+_KEEP_ALIVE_S = 60  # a control loop may pause between two episodes
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM. Returns the exit code: 0 after a clean stop, 2 when it cannot start."""
@@ -61,13 +63,11 @@ def read_settings(arguments: list[str] | None) -> Settings:
 def _serve(settings: Settings, stack: ExitStack) -> None:
     bundles = load_bundles(settings.bundles)
     listener = stack.enter_context(_listen(settings))
-    stack.callback(_ignore_signals)  # runs before the children are stopped, so that a second Ctrl-C leaves none behind
     redis_url = settings.redis_url or _start_redis(settings, stack)
     settings = settings.model_copy(update={"redis_url": redis_url})
     _check_redis(settings, redis_url)
     learners = [_start_learner(settings, redis_url, index, stack) for index in range(settings.learners)]
     server = _Server(create_app(settings, bundles), _ready_line(settings, listener, bundles, learners))
-    stack.callback(_ignore_signals)
     server.run(sockets=[listener])
 
 
@@ -126,7 +126,14 @@ class _Server(uvicorn.Server):
     def __init__(self, app: FastAPI, ready_line: str) -> None:
         super().__init__(
             uvicorn.Config(
-                app, loop="uvloop", http="httptools", ws="none", access_log=False, log_level="warning", timeout_graceful_shutdown=2
+                app,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                access_log=False,
+                log_level="warning",
+                timeout_graceful_shutdown=2,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
         self._ready_line = ready_line
@@ -152,12 +159,9 @@ def _without_password(url: str) -> str:
 
 
 def _stop(number: int, frame: FrameType | None) -> Any:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the stopping of the children
     raise SystemExit(0)
-
-
-def _ignore_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from training.finetuning import Finetuner
 
 PARITY_TOLERANCE = 1e-4
 PARITY_STATES = 64
+"""How many of the newest states the graph and the learner's network are compared in."""
 
 
 def find_fault(finetuner: Finetuner, weights: PolicyWeights, networks: Networks, states: Floats, kl_limit: float) -> str | None:
@@ -19,7 +20,7 @@ def find_fault(finetuner: Finetuner, weights: PolicyWeights, networks: Networks,
     kl = finetuner.policy_kl()
     if not kl <= kl_limit:
         return f"the KL to the skill prior is {kl:.3g} nats, above the limit of {kl_limit:g}"
-    difference = parity(finetuner, weights, networks, states[-PARITY_STATES:])
+    difference = parity(finetuner, weights, networks, states)
     if not difference <= PARITY_TOLERANCE:
         return f"the graph with these weights differs from the learner's network by {difference:.3g}, more than {PARITY_TOLERANCE:g}"
     return None

@@ -12,16 +12,16 @@ from enum import Enum, auto
 from pathlib import Path
 
 import msgspec
+import torch
 
 from service.acting import learning_due
-from service.guards import find_fault
+from service.guards import PARITY_STATES, find_fault
 from service.policies import Networks, PolicyWeights
 from service.sessions import EpisodeRecord, Loaded, SessionStore
 from service.settings import Settings
 from service.versions import Candidate, VersionStore
 from training.contract.context import Floats
 from training.finetuning import Finetuner
-from training.prior_regularised_sac import finite
 
 _SHARE_OF_LEASE = 0.25  # a slice must end well before the lease does
 
@@ -126,9 +126,9 @@ class SessionLearner:
 
     def _publish(self, loaded: Loaded, finetuner: Finetuner) -> None:
         weights = PolicyWeights.pack(finetuner.task_embedding.numpy(), finetuner.policy_weights())
-        states = self._rows(loaded, 0, loaded.session.rows)[:, self._networks.layout.state]
+        newest = self._rows(loaded, max(0, loaded.session.rows - PARITY_STATES), loaded.session.rows)
         kl_limit = float(self._networks.bundle.manifest.finetuning["kl_limit"])
-        fault = find_fault(finetuner, weights, self._networks, states, kl_limit)
+        fault = find_fault(finetuner, weights, self._networks, newest[:, self._networks.layout.state], kl_limit)
         kl, plural = finetuner.policy_kl(), "" if finetuner.episodes == 1 else "s"
         last: EpisodeRecord = self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes - 1)[0]
         candidate = Candidate(
@@ -160,7 +160,7 @@ class SessionLearner:
 
 
 def _sound(finetuner: Finetuner) -> bool:
-    return finite([finetuner.networks])
+    return all(bool(torch.isfinite(parameter).all()) for parameter in finetuner.networks.parameters())
 
 
 def _packed(finetuner: Finetuner) -> bytes:

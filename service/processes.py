@@ -72,32 +72,30 @@ class Supervised:
 
     def _watch(self) -> None:
         try:
-            self._process = self._spawn()
+            process = self._process = self._spawn()
         except Exception as error:
             self._error = error
             return
         finally:
             self._started.set()
         delay_s = 0.1
-        while not self._stopping.is_set():
+        while True:
             began = time.monotonic()
-            code = self._process.wait()
-            if self._stopping.is_set():
-                return
+            if self._stopping.is_set():  # stop() may have come while the child was being made
+                process.terminate()
+            code = process.wait()
             delay_s = 0.1 if time.monotonic() - began > _MAX_DELAY_S else min(2 * delay_s, _MAX_DELAY_S)
-            _log.warning("%s (process %s) ended with %s; it is started again", self.name, self._process.pid, code)
             if self._stopping.wait(delay_s):
                 return
-            self._restart()
+            _log.warning("%s (process %s) ended with %s; it is started again", self.name, process.pid, code)
+            process = self._process = self._spawn_again(process)
 
-    def _restart(self) -> None:
+    def _spawn_again(self, ended: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         try:
-            self._process = self._spawn()
-        except Exception:
-            _log.exception("%s could not be started again", self.name)
-            return
-        if self._stopping.is_set():
-            self._process.terminate()
+            return self._spawn()
+        except Exception as error:
+            _log.error("%s could not be started again: %s", self.name, error)
+            return ended
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from service.errors import StartupError
 from service.processes import bound
 
 _MAX_SOCKET_PATH: Final = 100  # the kernel takes 107 bytes
-_START_TIMEOUT_S: Final = 20.0
+_START_TIMEOUT_S: Final = 120.0  # reading a large data file back takes a while
 _LOCK_TIMEOUT_S: Final = 10.0
 
 

@@ -2,10 +2,12 @@
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from service.errors import StorageUnavailable
+
+_PASSING = (OutOfMemoryError, ReadOnlyError)
 
 
 def connect(url: str, timeout_s: float) -> "Redis":
@@ -16,6 +18,11 @@ def connect(url: str, timeout_s: float) -> "Redis":
     retry = Retry(NoBackoff(), 1)
     client: Redis = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry, protocol=2)
     return client
+
+
+def is_outage(error: RedisError) -> bool:
+    """Whether Redis cannot serve at the moment, as opposed to refusing a command that it should never have been sent."""
+    return not isinstance(error, ResponseError) or isinstance(error, _PASSING) or str(error).startswith(("MISCONF", "UNKILLABLE", "BUSY"))
 
 
 def unavailable(error: RedisError) -> StorageUnavailable:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from service import schemas
 from service.errors import BodyTooLarge, InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.metrics import Metrics
-from service.storage import unavailable
+from service.storage import is_outage, unavailable
 
 _log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
@@ -75,6 +75,9 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(RedisError)
     async def redis_error(request: Request, error: RedisError) -> Response:
+        if not is_outage(error):
+            _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            return await unexpected(request, error)
         outages.saw(error)
         return problem(unavailable(error), metrics)
 
