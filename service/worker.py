@@ -160,9 +160,8 @@ class Worker:
                 return None
             networks = self._bundles.get(session.digest)
             if networks is None:
-                _log.error(
-                    "session %s was opened with bundle %s (%s), which this learner has not", session_id, session.bundle, session.digest
-                )
+                reason = f"the learner has not the bundle {session.bundle} ({session.digest[:12]}) that the session was opened with"
+                self._stores.versions.report(SessionKeys(session_id), self._name, state="failed", error=reason)
                 return None
             learner = SessionLearner(session_id, self._name, networks, self._stores, self._settings)
         self._learners[session_id] = learner

@@ -128,7 +128,9 @@ def with_limit(networks: Networks, kl_limit: float) -> Networks:
     """The same bundle with another KL limit."""
     manifest = networks.bundle.manifest
     changed = manifest.model_copy(update={"finetuning": {**manifest.finetuning, "kl_limit": kl_limit}})
-    return Networks(Bundle(networks.bundle.path, changed))
+    limited = Networks(Bundle(networks.bundle.path, changed))
+    limited.digest = networks.digest
+    return limited
 
 
 def test_a_version_too_far_from_the_skill_prior_is_recorded_and_not_served(
@@ -342,6 +344,17 @@ def test_a_job_that_keeps_killing_its_learners_is_given_up(api: TestClient, sett
     assert status["state"] == "failed"
     assert "died" in status["error"]
     assert api.app.state.parts.store.redis.xlen("skillet:jobs") == 0
+
+
+def test_a_session_whose_bundle_the_learner_has_not_is_failed_with_the_reason(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    learner._bundles = {}
+    work_off(learner)
+    status = driver.get("/finetuning")
+    assert status["state"] == "failed"
+    assert "bundle tiny" in status["error"]
 
 
 def test_sessions_take_turns(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
