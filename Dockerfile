@@ -42,6 +42,9 @@ COPY --from=learner-packages /opt/venv /opt/venv
 COPY service service
 COPY training training
 COPY bundles bundles
+COPY deploy/learner_alive.py deploy/
+ENV OMP_NUM_THREADS=1
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 CMD ["python", "-m", "deploy.learner_alive"]
 ENTRYPOINT ["python", "-m", "service.worker"]
 CMD ["--bundle", "bundles/maze"]
 
