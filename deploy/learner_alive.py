@@ -1,4 +1,4 @@
-"""Health of a learner container, ``python -m deploy.learner_alive``: exit status 0 if this host's learner has asked Redis for work lately."""
+"""Health of a learner container, ``python -m deploy.learner_alive``: status 0 if this host's learner has asked Redis for work lately."""
 
 import socket
 import sys
