@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("service", "training", "clients", "benchmarks", "deploy")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 RUNS_CODE_FROM_DATA = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+LEARNER_SIDE = ("service.worker", "service.learning", "service.guards")
+"""The modules of the service that run in the learner process."""
 UNPICKLES = {("torch", "load"), ("torch", "save"), ("np", "save"), ("numpy", "save")}
 
 
@@ -49,6 +51,16 @@ def test_the_api_imports_no_torch_and_no_training_code(module):
     assert module in loaded
     assert not [name for name in loaded if within(name, "torch")]
     assert [name for name in loaded if within(name, "training") and not within(name, "training.contract")] == ["training"]
+
+
+def test_only_the_learners_modules_reach_torch_and_training_and_only_they_import_one_another():
+    for path in SOURCES:
+        module = name_of(path).removesuffix(".py").replace("/", ".")
+        if module.startswith("service.") and module not in LEARNER_SIDE:
+            wrong = [
+                name for name in imports(path) if within(name, "torch", "training", *LEARNER_SIDE) and not within(name, "training.contract")
+            ]
+            assert wrong == [], f"{module} runs in API processes"
 
 
 def test_clients_reach_the_service_over_the_network_only():

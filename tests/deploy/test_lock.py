@@ -30,7 +30,7 @@ def test_pins_are_sorted_and_hold_neither_build_labels_nor_cuda_packages_nor_the
         ("triton", "3"),
         ("Jinja2", "3.1.6"),
     ]
-    assert pins(report(*packages)) == ["jinja2==3.1", "ml-dtypes==0.6", "torch==2.13.0"]
+    assert pins(report(*packages)) == ["jinja2==3.1.6", "ml-dtypes==0.6", "torch==2.13.0"]
 
 
 def test_the_lock_file_is_exact_versions_and_nothing_else():

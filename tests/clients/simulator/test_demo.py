@@ -17,6 +17,10 @@ def command(bundle, out, *arguments):
     return [sys.executable, "-m", "clients.examples.demo", "--bundle", str(bundle), "--out", str(out), *map(str, arguments)]
 
 
+def run_to_its_end(*arguments):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT, timeout=200, check=False)
+
+
 @contextmanager
 def started(*arguments):
     process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
@@ -82,6 +86,6 @@ def test_a_service_that_cannot_start_is_told_with_the_end_of_its_log(tmp_path):
 
 
 def test_without_a_bundle_it_says_how_to_get_one(tmp_path):
-    done = subprocess.run(command(tmp_path / "none", tmp_path / "out"), capture_output=True, text=True, cwd=ROOT, timeout=100, check=False)
+    done = run_to_its_end(tmp_path / "none", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith(f"no bundle at {tmp_path}/none: train one with 'make train'")
