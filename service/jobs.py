@@ -4,6 +4,7 @@ A job says "this session has episodes to learn from", no more; doing it twice ch
 showed life for goes to another one.
 """
 
+import uuid
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, cast
@@ -14,14 +15,18 @@ from redis.exceptions import ResponseError
 
 from service.keys import JOBS, LEARNERS, SessionKeys
 
+STALE_JOB_S = 60
+"""A waiting job is queued again after this long, in case it was noted but never written to the stream; a second one changes nothing."""
+
 MAX_DELIVERIES = 5
 """A job that was taken up this often without being finished kills its learners, and is given up."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What is in the stream."""
+    """What is in the stream: the session, and the token by which it knows that this job waits."""
 
     session_id: str
+    token: str
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Claim:
 
     message_id: str
     session_id: str
+    token: str
     deliveries: int
 
 
@@ -46,6 +52,15 @@ return before == ARGV[1] and 2 or 1
 
 _RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+_RESERVE = """
+local waiting = redis.call('HGET', KEYS[1], 'queued')
+local now_s = tonumber(redis.call('TIME')[1])
+if waiting and now_s - tonumber(redis.call('HGET', KEYS[1], 'queued_at_s') or '0') < tonumber(ARGV[2]) then return waiting end
+redis.call('HSET', KEYS[1], 'queued', ARGV[1], 'queued_at_s', now_s, 'state', 'queued', 'error', '')
+redis.call('PEXPIRE', KEYS[1], math.max(1, redis.call('PTTL', KEYS[2])))
+return ARGV[1]
 """
 
 _CLAIMED = """
@@ -67,23 +82,23 @@ class JobQueue:
 
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
+        self._reserve = redis.register_script(_RESERVE)
         self._acquire = redis.register_script(_ACQUIRE)
         self._release = redis.register_script(_RELEASE)
         self._claimed = redis.register_script(_CLAIMED)
 
     def enqueue(self, keys: SessionKeys) -> str:
-        """Queue the session; if it waits already, that is the same job. Returns the job's id."""
-        waiting = cast(bytes | None, self.redis.hget(keys.finetuning, "queued"))
-        if waiting:
-            return waiting.decode()
-        body = msgspec.json.encode(Job(keys.session_id))
-        message_id = cast(bytes, self.redis.xadd(JOBS, {"job": body})).decode()
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.finetuning, mapping={"queued": message_id, "state": "queued", "error": ""})
-            pipe.pttl(keys.session)
-            left = max(1, int(pipe.execute()[-1]))
-        self.redis.pexpire(keys.finetuning, left)
-        return message_id
+        """Queue the session; if it waits already, that is the same job. Returns the job's token.
+
+        The session learns that a job waits *before* the job can be taken: the other way round, a learner that is faster than this process
+        clears the note before it is written, and the session would wait for ever. The two keys lie in different slots of a cluster, so one
+        script cannot write both; a note whose job was never written (this process died in between) lapses.
+        """
+        token = uuid.uuid4().hex
+        reserved = cast(bytes, self._reserve(keys=[keys.finetuning, keys.session], args=[token, STALE_JOB_S])).decode()
+        if reserved == token:
+            self.redis.xadd(JOBS, {"job": msgspec.json.encode(Job(keys.session_id, token))})
+        return reserved
 
     def open(self) -> None:
         """Make the stream and its group, if they are not there."""
@@ -117,9 +132,9 @@ class JobQueue:
         if message_ids:
             self.redis.xclaim(JOBS, LEARNERS, learner, 0, cast(Any, message_ids), justid=True)
 
-    def started(self, keys: SessionKeys, message_id: str) -> None:
+    def started(self, keys: SessionKeys, token: str) -> None:
         """The job is at work: episodes that complete from now on need a new one."""
-        self._claimed(keys=[keys.finetuning], args=[message_id])
+        self._claimed(keys=[keys.finetuning], args=[token])
 
     def acquire(self, keys: SessionKeys, learner: str, lease_ms: int) -> Lease:
         """Take or prolong the lease of a session."""
@@ -145,5 +160,5 @@ def _claims(entries: list[Any], deliveries: dict[str, int]) -> list[Claim]:
     claims = []
     for message_id, fields in entries:
         job = msgspec.json.decode(fields[b"job"], type=Job)
-        claims.append(Claim(message_id.decode(), job.session_id, deliveries.get(message_id.decode(), 1)))
+        claims.append(Claim(message_id.decode(), job.session_id, job.token, deliveries.get(message_id.decode(), 1)))
     return claims

@@ -124,7 +124,7 @@ class Worker:
         for job in self._active:
             if job.learner.session_id == claim.session_id:
                 job.message_ids.append(claim.message_id)
-                self._jobs.started(keys, claim.message_id)
+                self._jobs.started(keys, claim.token)
                 return
         lease = self._jobs.acquire(keys, self._name, self._lease_ms)
         if lease is Lease.HELD_BY_ANOTHER:
@@ -135,7 +135,7 @@ class Worker:
             self._activate(claim, keys, lease)
 
     def _activate(self, claim: Claim, keys: SessionKeys, lease: Lease) -> None:
-        self._jobs.started(keys, claim.message_id)
+        self._jobs.started(keys, claim.token)
         learner = self._learner(claim.session_id)
         if learner is None:
             self._jobs.finish(claim.message_id)

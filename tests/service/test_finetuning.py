@@ -1,5 +1,6 @@
 """Background fine-tuning: jobs, versions, guards, rollback, pause, and learners that die."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -91,6 +92,34 @@ def test_queueing_a_session_again_is_the_same_job(api: TestClient, settings: Set
     work_off(worker(settings, tiny_networks))
     assert parts.store.redis.xlen("skillet:jobs") == 0
     assert driver.get("/finetuning")["episodes_learned"] == 2
+
+
+def test_a_learner_that_is_faster_than_the_queueing_process_leaves_no_job_noted_as_waiting(api: TestClient) -> None:
+    driver = ready_to_learn(api)
+    parts = api.app.state.parts
+    jobs, keys = parts.adaptation._jobs, parts.store.load(driver.session["session_id"]).keys
+    rounds, taken = 200, threading.Semaphore(0)
+    jobs.open()
+    first = jobs.take("fast", None)
+    assert first is not None
+    jobs.started(keys, first.token)
+    jobs.finish(first.message_id)
+
+    def take_at_once() -> None:
+        for _ in range(rounds):
+            claim = jobs.take("fast", 5000)
+            assert claim is not None
+            jobs.started(keys, claim.token)
+            jobs.finish(claim.message_id)
+            taken.release()
+
+    learner = threading.Thread(target=take_at_once)
+    learner.start()
+    for _ in range(rounds):
+        jobs.enqueue(keys)
+        assert taken.acquire(timeout=10)
+        assert parts.store.redis.hget(keys.finetuning, "queued") is None
+    learner.join()
 
 
 @pytest.mark.parametrize(
