@@ -4,7 +4,7 @@ import socket
 import sys
 from typing import Any, cast
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from service.keys import JOBS, LEARNERS
 from service.settings import Settings
@@ -17,7 +17,10 @@ SILENT_S = 30.0
 def silence_s(redis_url: str, host: str, timeout_s: float) -> float:
     """Seconds since a learner of this host last asked for work; infinite if none ever did. Raises RedisError."""
     with connect(redis_url, timeout_s) as redis:
-        learners = cast(list[dict[str, Any]], redis.xinfo_consumers(JOBS, LEARNERS))
+        try:
+            learners = cast(list[dict[str, Any]], redis.xinfo_consumers(JOBS, LEARNERS))
+        except ResponseError:  # no learner of any host was ever here: neither stream nor group exists
+            return float("inf")
     return min((learner["idle"] / 1000 for learner in learners if learner["name"].decode().startswith(f"{host}-")), default=float("inf"))
 
 
