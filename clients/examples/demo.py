@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 READY_LINE = re.compile(r"^Skillet serves .* at (http://\S+)", re.MULTILINE)
 Answer = TypeVar("Answer")
 START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 60.0, 20.0, 0.05
+LONGEST_WAIT_S = 15.0
+"""How long one episode may wait for the learner, which on two free cores needs two seconds: the demonstration ends in good time anyway."""
 
 
 class ServiceFailed(Exception):
@@ -90,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
             simulate = [
                 sys.executable, "-m", "clients.simulator", "--url", url, "--env", options.env, "--task", options.task,
                 "--episodes", str(options.episodes), "--conditioning", str(options.conditioning), "--seed", str(options.seed),
-                "--json", str(figures), "--plot", str(picture),
+                "--max-wait-s", str(LONGEST_WAIT_S), "--json", str(figures), "--plot", str(picture),
             ]  # fmt: skip
             with child(simulate, signal.SIGINT) as simulator:
                 status = simulator.wait()
