@@ -26,11 +26,12 @@ def maze_like_bundle(tiny_bundle, tmp_path_factory):
 
 
 @contextmanager
-def started_service(bundle, data_dir, port=0):
-    """``python -m service`` without a learner. Yields its address and its process."""
-    command = [sys.executable, "-m", "service", "--bundle", str(bundle.path), "--port", str(port), "--data-dir", str(data_dir)]
+def started_service(bundle, data_dir, *, port=0, learners=0):
+    """``python -m service``. Yields its address and its process."""
+    options = {"--bundle": bundle, "--port": port, "--data-dir": data_dir, "--learners": learners}
+    command = [sys.executable, "-m", "service", *(str(part) for option in options.items() for part in option)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SKILLET_")}
-    process = subprocess.Popen([*command, "--no-learner"], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     watchdog = Timer(START_TIMEOUT_S, process.kill)  # so that reading its output does not wait for ever
     watchdog.start()
     try:
@@ -49,6 +50,6 @@ def started_service(bundle, data_dir, port=0):
 @pytest.fixture(scope="session")
 def service_url(maze_like_bundle, tmp_path_factory):
     """A service for all tests, on a free port."""
-    with started_service(maze_like_bundle, tmp_path_factory.mktemp("data")) as (url, process):
+    with started_service(maze_like_bundle.path, tmp_path_factory.mktemp("data")) as (url, process):
         yield url
     assert process.returncode == 0

@@ -155,12 +155,12 @@ def test_a_loop_goes_on_where_it_was_when_the_service_is_killed_and_started_agai
                 action = session.step(0.0, np.full(4, step / 10), False, False)
 
     with ExitStack() as services:
-        url, process = services.enter_context(started_service(maze_like_bundle, tmp_path / "data", port))
+        url, process = services.enter_context(started_service(maze_like_bundle.path, tmp_path / "data", port=port))
 
         def kill_and_start_again():
             process.kill()
             process.wait()
-            services.enter_context(started_service(maze_like_bundle, tmp_path / "data", port))
+            services.enter_context(started_service(maze_like_bundle.path, tmp_path / "data", port=port))
 
         with SkilletClient(url) as client:
             calm = list(actions(client, lambda: None))
@@ -168,6 +168,24 @@ def test_a_loop_goes_on_where_it_was_when_the_service_is_killed_and_started_agai
     for (calm_step, calm_skill_step, calm_action), (step, skill_step, action) in zip(calm, rough, strict=True):
         assert (calm_step, calm_skill_step) == (step, skill_step)
         np.testing.assert_array_equal(calm_action, action)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_robot_that_has_found_its_goal_by_exploring_goes_there_again_and_its_policy_is_fine_tuned(tmp_path):
+    """Learning through the HTTP path succeeds: the committed bundle, a goal it was not trained for, a learner beside the API."""
+    file = tmp_path / "out.json"
+    with started_service(ROOT / "bundles" / "maze", tmp_path / "data", learners=1) as (url, _):
+        arguments = ["--env", "maze", "--task", "12,7", "--episodes", "16", "--conditioning", "8", "--max-wait-s", "20"]
+        assert main(["--url", url, *arguments, "--json", str(file)]) == 0
+    episodes = json.loads(file.read_text())["episodes"]
+    exploring = [episode["success"] for episode in episodes if episode["phase"] == "exploring"]
+    after = [episode["success"] for episode in episodes if episode["phase"] != "exploring"]
+    assert np.mean(after) > np.mean(exploring) > 0
+    assert len(after) >= 5
+    assert np.mean(after) >= 0.7
+    assert episodes[-1]["phase"] == "finetuning"
+    assert episodes[-1]["policy_version"] >= 1
 
 
 def test_the_gymnasium_example_runs(service_url, capsys):
