@@ -7,3 +7,8 @@ register(
     entry_point="clients.simulator.envs.maze:PointMazeEnv",
     max_episode_steps=2000,
 )
+register(
+    id="skillet/Kitchen-v0",
+    entry_point="clients.simulator.envs.kitchen:SkilletKitchenEnv",
+    max_episode_steps=280,
+)

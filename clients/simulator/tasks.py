@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.simulator.layout import Cell
+from clients.simulator.subtasks import SubtaskOrder, load_kitchen
 
 RunPlot = Callable[[gym.Env[Any, Any], Mapping[int, NDArray[np.float32]], Sequence[bool], Path, int], None]
 """Draws a run into a file: the environment, observations [T + 1, S] by episode number, success by episode, the file, K."""
@@ -55,6 +56,20 @@ def cell_label(cell: Cell) -> str:
     return f"{cell[0]},{cell[1]}"
 
 
+def subtasks_from_text(text: str) -> SubtaskOrder:
+    """Read ``SUBTASK,SUBTASK,SUBTASK,SUBTASK``.
+
+    Raises:
+        ValueError: not four distinct subtasks of the kitchen; the message names the nearest right name.
+    """
+    return load_kitchen().check_task([part.strip().lower() for part in text.split(",")])
+
+
+def subtasks_label(task: SubtaskOrder) -> str:
+    """Write a sequence of subtasks with commas."""
+    return ",".join(task)
+
+
 def plot_maze_run(
     env: gym.Env[Any, Any], paths: Mapping[int, NDArray[np.float32]], success: Sequence[bool], file: Path, conditioning: int
 ) -> None:
@@ -76,6 +91,14 @@ DOMAINS = {
         task_from_text=cell_from_text,
         task_label=cell_label,
         plot=plot_maze_run,
+    ),
+    "kitchen": Domain(
+        name="kitchen",
+        env_id="clients.simulator:skillet/Kitchen-v0",
+        task_format='four subtasks in their order, e.g. "microwave,kettle,light switch,hinge cabinet"',
+        task_argument="subtasks",
+        task_from_text=subtasks_from_text,
+        task_label=subtasks_label,
     ),
 }
 """Name on the command line -> domain."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class OffscreenRenderer:
-    """Draws one camera of a model into arrays.
+    """Draws a model into arrays, through one of its cameras (by name) or a free one (``mujoco.MjvCamera``).
 
     The drawing backend is ``MUJOCO_GL`` when that is set (``egl``, ``osmesa``, ``glfw``), else EGL on Linux, which needs no display, and
     the system's own elsewhere. It is loaded here and not on import, so that simulating needs no graphics library.
@@ -20,7 +20,7 @@ class OffscreenRenderer:
         RuntimeError: the backend cannot be loaded; the message says what to install or set.
     """
 
-    def __init__(self, model: Any, camera: str, *, width: int, height: int) -> None:
+    def __init__(self, model: Any, camera: Any, *, width: int, height: int) -> None:
         self._model = model
         self._context = _gl_context(width, height)
         self._context.make_current()
@@ -28,9 +28,9 @@ class OffscreenRenderer:
         self._close = weakref.finalize(self, self._context.free)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._options = mujoco.MjvOption()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._camera.fixedcamid = model.camera(camera).id
+        self._camera = _fixed_camera(model, camera) if isinstance(camera, str) else camera
+        # The buffer holds one picture: some models ask for one of many megapixels, which costs hundreds of megabytes.
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
         self._viewport = mujoco.MjrRect(0, 0, width, height)
@@ -53,6 +53,13 @@ class OffscreenRenderer:
             self._context.make_current()
             self._drawing.free()
             self._close()
+
+
+def _fixed_camera(model: Any, name: str) -> Any:
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+    camera.fixedcamid = model.camera(name).id
+    return camera
 
 
 def _gl_context(width: int, height: int) -> Any:

@@ -29,3 +29,17 @@ def test_an_unknown_domain_is_refused_naming_the_nearest():
     with pytest.raises(ValueError, match="got 'mase', the nearest is 'maze'"):
         find_domain("mase")
     assert set(DOMAINS) == {domain.name for domain in DOMAINS.values()}
+
+
+def test_a_written_sequence_of_subtasks_makes_the_kitchen_with_that_task():
+    text = "microwave,kettle,light switch,hinge cabinet"
+    domain = find_domain("kitchen")
+    env = domain.make(" Microwave, kettle,light switch ,hinge cabinet")
+    assert env.unwrapped.task == domain.task_from_text(text) == ("microwave", "kettle", "light switch", "hinge cabinet")
+    assert domain.task_label(env.unwrapped.task) == text
+    env.close()
+
+
+def test_a_misspelt_subtask_is_refused_naming_the_nearest():
+    with pytest.raises(ValueError, match="got 'micowave', the nearest is 'microwave'"):
+        find_domain("kitchen").make("micowave,kettle,light switch,hinge cabinet")
