@@ -1,0 +1,180 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from training.__main__ import main
+from training.contract.bundle import Bundle
+from training.meta_training import MetaLearner
+from training.skill_extraction import SkillLearner
+
+TINY = [
+    "collect.demonstrator.episodes=12",
+    "skills.steps=40", "skills.batch=16", "skills.encoder_hidden=[12]", "skills.decoder_hidden=[14]", "skills.prior_hidden=[16]",
+    "skills.skill_dim=3",
+    "networks.encoder=product_of_gaussians", "networks.encoder_width=8", "networks.policy_hidden=[10]", "networks.critic_hidden=[12]",
+    "networks.task_embedding_dim=2", "networks.max_context=20",
+    "meta.updates=4", "meta.updates_per_epoch=2", "meta.checkpoint_epochs=1", "meta.batch_per_task=8", "meta.prior_tasks=1",
+    "meta.posterior_tasks=2", "meta.posterior_context=8",
+    "finetuning.batch=8", "finetuning.warm_start_updates=2", "finetuning.updates_per_episode=1",
+    "evaluate.conditioning_episodes=1", "evaluate.episodes=3", "evaluate.seeds=1",
+]  # fmt: skip
+
+
+class Pipeline:
+    """Runs stages of the maze at tiny sizes in one folder."""
+
+    def __init__(self, folder):
+        self.run_dir, self.bundle_dir = folder / "run", folder / "bundles" / "maze"
+
+    def __call__(self, stage, *changes, options=()):
+        arguments = [stage, "--config", "maze", "--run", str(self.run_dir), "--bundle", str(self.bundle_dir), "--threads", "1", *options]
+        for change in (*TINY, *changes):
+            arguments += ["--set", change]
+        return main(arguments)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A pipeline that has run every stage."""
+    pipeline = Pipeline(folder)
+    assert pipeline("all") == 0
+    return pipeline
+
+
+@pytest.fixture
+def fresh(folder, tmp_path):
+    """A pipeline of which nothing has run, beside the finished one's data."""
+    return Pipeline(tmp_path)
+
+
+def refused(capsys):
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_every_stage_leaves_its_checkpoint_log_and_picture(finished):
+    names = {path.name for path in finished.run_dir.iterdir()}
+    assert names == {
+        "config.json", "skills.safetensors", "skills.jsonl", "skills.png", "meta.safetensors", "meta.jsonl", "meta.png", "embeddings.png",
+        "bundle", "evaluate.jsonl", "evaluate.json", "evaluate-episodes.json", "evaluate.png",
+    }  # fmt: skip
+    for picture in finished.run_dir.glob("*.png"):
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert picture.stat().st_size > 5000
+
+
+def test_the_bundle_loads_with_what_was_configured_and_measured(finished):
+    manifest = Bundle.load(finished.bundle_dir).manifest
+    assert (manifest.name, manifest.spec.skill_dim, manifest.spec.task_embedding_dim, manifest.spec.max_context) == ("maze", 3, 2, 20)
+    assert manifest.spec.env_id == "clients.simulator:skillet/PointMaze-v0"
+    assert (manifest.spec.episode_steps, manifest.spec.control_period_s) == (2000, 0.01)
+    assert manifest.provenance.metrics["meta_updates"] == 4
+    assert "five_after_conditioning" in manifest.provenance.metrics
+    assert manifest.provenance.command.startswith("python -m training all --config maze")
+
+
+def test_the_evaluation_tells_every_episode_of_every_test_task(finished):
+    sessions = json.loads((finished.run_dir / "evaluate-episodes.json").read_text())
+    assert len({tuple(session["task"]) for session in sessions}) == len(sessions) == 10
+    assert {len(session["returns"]) for session in sessions} == {3}
+    for session in sessions:
+        assert [value > 0 for value in session["returns"]] == session["successes"]
+    summary = json.loads((finished.run_dir / "evaluate.json").read_text())["summary"]
+    assert summary["conditioning"] == pytest.approx(np.mean([session["successes"][0] for session in sessions]))
+    assert summary["conditioning_low"] <= summary["conditioning"] <= summary["conditioning_high"]
+
+
+def test_trained_stages_are_not_trained_again(finished, monkeypatch, capsys):
+    monkeypatch.setattr(SkillLearner, "update", lambda *_: pytest.fail("trained skills again"))
+    monkeypatch.setattr(MetaLearner, "update", lambda *_: pytest.fail("meta-trained again"))
+    checkpoints = {name: (finished.run_dir / f"{name}.safetensors").read_bytes() for name in ("skills", "meta")}
+    assert finished("skills") == 0
+    assert finished("meta") == 0
+    for name, before in checkpoints.items():
+        assert (finished.run_dir / f"{name}.safetensors").read_bytes() == before
+    assert "cells an episode by the skill prior" in capsys.readouterr().err
+
+
+def test_stages_in_the_wrong_order_say_which_comes_first(finished, fresh, capsys, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nowhere"))
+        assert fresh("skills") == 2
+    assert "expected the dataset skillet/maze-v0" in (message := refused(capsys))
+    assert "python -m training collect --config maze" in message
+    for stage in ("meta", "evaluate", "export"):
+        assert fresh(stage) == 2
+        assert "run the stage 'skills' first (python -m training skills --config maze)" in refused(capsys)
+    assert fresh("skills") == 0
+    for stage in ("evaluate", "export"):
+        assert fresh(stage) == 2
+        assert "run the stage 'meta' first" in refused(capsys)
+    assert not fresh.bundle_dir.exists()
+
+
+def test_a_longer_training_goes_on_from_the_shorter_one(finished, fresh, capsys):
+    assert fresh("skills", "skills.steps=15") == 0
+    assert fresh("meta", "skills.steps=15", "meta.updates=2") == 0
+    assert fresh("export", "skills.steps=15", "meta.updates=3") == 2
+    assert "meta-training stands at update 2 of 3: finish the stage 'meta' first" in refused(capsys)
+    assert fresh("meta", "skills.steps=15", "meta.updates=4") == 0
+    assert [json.loads(line)["at"] for line in (fresh.run_dir / "meta.jsonl").read_text().splitlines()] == [2, 4]
+
+
+def test_a_run_of_another_configuration_is_not_mixed_in(finished, capsys):
+    assert finished("meta", "skills.horizon=7") == 2
+    assert "holds a run with another skills; choose another folder with --run, or delete it" in refused(capsys)
+    assert finished("meta") == 0
+
+
+def test_unfinished_skills_are_refused(finished, fresh, capsys):
+    assert fresh("skills") == 0
+    (fresh.run_dir / "config.json").unlink()
+    assert fresh("meta", "skills.steps=41") == 2
+    assert "skill extraction stands at step 40 of 41: finish the stage 'skills' first" in refused(capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("meta.update=3", "the nearest is 'updates'"),
+        ("collect.demonstrator.episode=3", "collect.demonstrator: episode: .*the options are episodes, "),
+        ("domain.name=kitchen", "expected the domain 'maze', got 'kitchen'"),
+    ],
+)
+def test_a_wrong_setting_ends_the_command_with_one_line(fresh, capsys, change, message):
+    assert fresh("collect", change) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+
+
+def test_a_stage_that_is_interrupted_says_how_to_go_on(fresh, finished, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SkillLearner, "update", interrupt)
+    assert fresh("skills") == 130
+    assert "start the same command again" in refused(capsys)
+
+
+def test_a_device_that_is_not_there_is_refused(fresh, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert fresh("skills", options=("--device", "cuda")) == 2
+    assert "torch finds no CUDA device here; use --device cpu" in refused(capsys)
+
+
+def test_help_lists_every_stage(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {stage} " in text for stage in ("collect", "skills", "meta", "evaluate", "export", "all"))
