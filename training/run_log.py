@@ -65,7 +65,8 @@ class RunLog:
 
 def _forget_after(path: Path, at: int) -> float:
     """Drop what an interrupted run had logged beyond its checkpoint. Returns the seconds that it had taken until there."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # the last may have been cut short
     kept = [line for line in lines if line["at"] <= at] if at else []
     path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     return float(kept[-1]["elapsed_s"]) if kept else 0.0

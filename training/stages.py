@@ -14,6 +14,7 @@ from training.config import TrainingConfig
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout
 from training.contract.errors import ConfigError
+from training.contract.spec import MANIFEST
 from training.data import load_episodes, write_minari
 from training.domains import Domain, open_domain
 from training.evaluate import TargetProtocol, write_results
@@ -77,13 +78,17 @@ class Run:
         return path
 
     def complete(self, stage: str) -> bool:
-        """Whether a stage has finished with this configuration."""
-        marker = self._marker(stage)
-        return marker.exists() and marker.read_text() == self._fingerprint()
+        """Whether a stage has finished with this configuration, and what it made is still there."""
+        marker, made = self._marker(stage), self._made_by(stage)
+        return marker.exists() and marker.read_text() == self._fingerprint() and (made is None or made.exists())
 
     def finish(self, stage: str) -> None:
         """Note that a stage has finished."""
         self._marker(stage).write_text(self._fingerprint())
+
+    def _made_by(self, stage: str) -> Path | None:
+        files = {"evaluate": self.dir / "evaluate.json", "export": self.bundle_dir / MANIFEST}
+        return files.get(stage, None if stage == "collect" else self.dir / f"{stage}.safetensors")
 
     def _marker(self, stage: str) -> Path:
         return self.dir / f"{stage}.done"

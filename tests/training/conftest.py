@@ -1,6 +1,5 @@
 """One meta-trained-looking set of networks, exported once: the export takes seconds."""
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -15,14 +14,12 @@ COEFFICIENT = 3e-3
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_torch() -> Iterator[None]:
-    """Tiny networks gain nothing from threads, and the exporter's trace, thousands of records, is nothing to capture."""
-    threads = torch.get_num_threads()
+def _one_thread() -> Iterator[None]:
+    """Tiny networks gain nothing from threads, and a busy machine loses by them."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    logging.getLogger("torch.__trace").disabled = True
     yield
-    torch.set_num_threads(threads)
-    logging.getLogger("torch.__trace").disabled = False
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

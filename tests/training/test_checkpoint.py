@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -121,3 +122,15 @@ def test_a_run_log_keeps_one_json_line_a_report(tmp_path, capsys):
     lines = (tmp_path / "run" / "meta.jsonl").read_text().splitlines()
     assert ['"at": 2' in lines[0], '"loss": 0.125' in lines[1], len(lines)] == [True, True, 2]
     assert "meta: 4/4 steps" in capsys.readouterr().err
+
+
+def test_a_resumed_run_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
+    path = tmp_path / "meta.jsonl"
+    path.write_text('{"at": 2, "elapsed_s": 8.0}\n{"at": 4, "elapsed_s": 16.0}\n{"at": 6, "elapsed_s": 24.0}\n{"at": 8, "ela')
+    with RunLog(tmp_path, "meta", 8, resumed_at=4) as log:
+        log.report(6, {"loss": 0.5})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["at"] for line in lines] == [2, 4, 6]
+    assert 16 <= lines[-1]["elapsed_s"] < 20
+    with RunLog(tmp_path, "meta", 8):
+        assert path.read_text() == ""

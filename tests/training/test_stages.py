@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from training.__main__ import main
+from training.config import load_config
 from training.contract.bundle import Bundle
 from training.meta_training import MetaLearner
 from training.skill_extraction import SkillLearner
+from training.stages import STAGES, Run
 
 TINY = [
     "collect.demonstrator.episodes=12",
@@ -33,6 +35,9 @@ class Pipeline:
         for change in (*TINY, *changes):
             arguments += ["--set", change]
         return main(arguments)
+
+    def run(self, *changes):
+        return Run(load_config("maze", [*TINY, *changes]), self.run_dir, self.bundle_dir, command="test")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def test_every_stage_leaves_its_checkpoint_log_and_picture(finished):
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
         "config.json", "skills.safetensors", "skills.jsonl", "skills.png", "meta.safetensors", "meta.jsonl", "meta.png", "embeddings.png",
-        "bundle", "evaluate.jsonl", "evaluate.json", "evaluate-episodes.json", "evaluate.png",
+        "bundle", "evaluate.jsonl", "evaluate.json", "evaluate-episodes.json", "evaluate.png", *(f"{stage}.done" for stage in STAGES),
     }  # fmt: skip
     for picture in finished.run_dir.glob("*.png"):
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -103,6 +108,28 @@ def test_trained_stages_are_not_trained_again(finished, monkeypatch, capsys):
     for name, before in checkpoints.items():
         assert (finished.run_dir / f"{name}.safetensors").read_bytes() == before
     assert "cells an episode by the skill prior" in capsys.readouterr().err
+
+
+def test_all_skips_what_is_complete(finished, monkeypatch, capsys):
+    def again(_):
+        """fail"""
+        pytest.fail("ran again")
+
+    for stage in STAGES:
+        monkeypatch.setitem(STAGES, stage, again)
+    assert finished("all") == 0
+    assert capsys.readouterr().err.splitlines() == [f"{stage}: complete, skipped" for stage in STAGES]
+
+
+def test_a_stage_is_complete_only_for_its_configuration_and_with_what_it_made(finished):
+    run = finished.run()
+    assert all(run.complete(stage) for stage in STAGES)
+    assert not any(finished.run("evaluate.episodes=4").complete(stage) for stage in STAGES)
+    finished.run()
+    for stage, made in (("export", finished.bundle_dir / "manifest.json"), ("meta", finished.run_dir / "meta.safetensors")):
+        made.rename(made.with_suffix(".away"))
+        assert [name for name in STAGES if not run.complete(name)] == [stage]
+        made.with_suffix(".away").rename(made)
 
 
 def test_stages_in_the_wrong_order_say_which_comes_first(finished, fresh, capsys, monkeypatch, tmp_path):
