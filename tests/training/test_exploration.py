@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.contract.exploration import Phase, automatic_phase, plan_episode, skill_noise
+from training.contract.exploration import SWITCH_SKILLS, Exploration, Phase, automatic_phase, drawn_embedding, plan_episode, skill_noise
 
 K = 3
 
@@ -67,3 +67,22 @@ def test_skill_noise_depends_on_seed_episode_and_step_alone():
     many = np.concatenate([skill_noise(0, 0, step, 3) for step in range(2000)])
     assert (abs(many.mean()) < 0.05, many.std()) == (True, pytest.approx(1, abs=0.05))
     assert many.dtype == np.float32
+
+
+def test_switching_exploration_draws_anew_every_forty_skills():
+    drawn = [drawn_embedding(Exploration.SWITCHING, 7, 1, skill, 2).tobytes() for skill in range(3 * SWITCH_SKILLS)]
+    assert SWITCH_SKILLS == 40
+    assert [len(set(drawn[first : first + 40])) for first in (0, 40, 80)] == [1, 1, 1]
+    assert len(set(drawn)) == 3
+
+
+def test_prior_exploration_keeps_its_embedding_for_the_episode():
+    drawn = {drawn_embedding(Exploration.PRIOR, 7, 1, skill, 2).tobytes() for skill in range(200)}
+    assert len(drawn) == 1
+    assert drawn != {drawn_embedding(Exploration.PRIOR, 7, 2, 0, 2).tobytes()}
+
+
+@pytest.mark.parametrize("exploration", Exploration)
+def test_a_plan_begins_with_the_first_drawn_embedding(exploration):
+    made = plan_episode(Phase.EXPLORING, seed=7, episode=2, conditioning_episodes=K, task_embedding_dim=2, exploration=exploration)
+    np.testing.assert_array_equal(made.task_embedding, drawn_embedding(exploration, 7, 2, 0, 2))

@@ -1,0 +1,99 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.tiny import LAYOUT, MAX_CONTEXT, E, world_config
+from tests.training.worlds import TwoSidedWorld
+from training import evaluate
+from training.contract.context import select_context
+from training.contract.exploration import drawn_embedding
+from training.evaluate import TargetProtocol, write_results
+
+TASKS, SEEDS, K, EPISODES = [(1,), (-1,)], (0, 1, 2), 3, 7
+
+
+@pytest.fixture
+def acted(monkeypatch):
+    """What each episode was told to act with: the embeddings of its first skill, whether by the plain prior, the policies."""
+    seen = []
+    rollout = evaluate.rollout
+
+    def spy(simulator, tasks, policies, decoder, acting, **options):
+        seen.append((acting.redraw(0), acting.plain_prior.tolist(), policies))
+        return rollout(simulator, tasks, policies, decoder, acting, **options)
+
+    monkeypatch.setattr(evaluate, "rollout", spy)
+    return seen
+
+
+def run(exported, networks, run_dir, world=None, finetuning=True, **changed):
+    config = world_config(evaluate={"conditioning_episodes": K, "episodes": EPISODES} | changed)
+    return TargetProtocol(config, networks, exported, world or TwoSidedWorld(), finetuning=finetuning).run(TASKS, SEEDS, run_dir)
+
+
+def test_a_rewarded_session_learns_from_all_its_episodes_once_it_has_conditioned(exported, meta_networks, tmp_path, acted):
+    sessions = run(exported, meta_networks, tmp_path)
+    assert [(session.task, session.seed) for session in sessions] == [(task, seed) for seed in SEEDS for task in TASKS]
+    rewarded = [session for session in sessions if any(session.successes[:K])]
+    assert rewarded
+    for session in rewarded:
+        assert (session.learner.episodes, session.learner.updates) == (EPISODES, 6 + 3 * (EPISODES - K))
+        rows = np.concatenate(session.context)
+        assert np.array_equal(session.learner.replay.rows[0, : len(rows)].numpy(), rows)
+        index = sessions.index(session)
+        for embeddings, plain, policies in acted[K:]:
+            assert torch.equal(embeddings[index], session.learner.task_embedding)
+            assert not plain[index]
+            assert policies[index] is session.policy is session.learner.networks.policy
+    assert acted[0][2] is meta_networks.policy
+
+
+def test_conditioning_episodes_draw_their_embeddings_as_the_service_does(exported, meta_networks, tmp_path, acted):
+    sessions = run(exported, meta_networks, tmp_path, episodes=K, exploration="prior")
+    for episode, (embeddings, plain, _) in enumerate(acted):
+        expected = [drawn_embedding("prior", session.seed, episode, 0, E) for session in sessions]
+        np.testing.assert_array_equal(embeddings.numpy(), np.stack(expected))
+        assert not any(plain)
+
+
+def test_after_conditioning_the_posterior_of_the_whole_context_acts(exported, meta_networks, tmp_path, acted):
+    sessions = run(exported, meta_networks, tmp_path, finetuning=False)
+    index = next(index for index, session in enumerate(sessions) if any(session.successes[:K]))
+    assert all(session.learner is None for session in sessions)
+    for episode in range(K, EPISODES):
+        rows = select_context(np.concatenate(sessions[index].context[:episode]), LAYOUT, MAX_CONTEXT)
+        with torch.no_grad():
+            mean, _ = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))
+        torch.testing.assert_close(acted[episode][0][index], mean[0])
+
+
+def test_a_session_without_reward_goes_on_exploring_and_learns_nothing(exported, meta_networks, tmp_path, acted):
+    sessions = run(exported, meta_networks, tmp_path, TwoSidedWorld(end=50.0))
+    assert all(session.learner is None for session in sessions)
+    assert [plain[0] for _, plain, _ in acted] == [False] * K + [False, True, False, True]
+    assert len({embeddings[0].numpy().tobytes() for embeddings, plain, _ in acted if not plain[0]}) == EPISODES - 2
+
+
+def test_the_posteriors_embedding_is_that_of_the_first_rewarded_context(exported, meta_networks, tmp_path):
+    (session, *_) = [s for s in run(exported, meta_networks, tmp_path) if any(s.successes[:K])]
+    rows = select_context(np.concatenate(session.context[:K]), LAYOUT, MAX_CONTEXT)
+    with torch.no_grad():
+        mean, _ = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))
+    torch.testing.assert_close(session.learner.task_embedding, mean[0])
+
+
+def test_results_are_written_by_session_and_episode(exported, meta_networks, tmp_path):
+    sessions = run(exported, meta_networks, tmp_path, episodes=2, finetuning=False)
+    success = write_results(sessions, tmp_path / "episodes.json")
+    assert success.shape == (6, 2)
+    content = json.loads((tmp_path / "episodes.json").read_text())
+    assert [entry["task"] for entry in content] == [[1], [-1]] * 3
+    assert [entry["successes"] for entry in content] == success.astype(bool).tolist()
+    assert len((tmp_path / "evaluate.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_same_seeds_give_the_same_results(exported, meta_networks, tmp_path):
+    once, again = (run(exported, meta_networks, tmp_path / name) for name in "ab")
+    assert [session.returns for session in once] == [session.returns for session in again]
