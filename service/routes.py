@@ -213,8 +213,8 @@ async def read_finetuning(request: Request, session_id: str, wait_s: Annotated[f
         loaded = parts.store.load(session_id)
         progress = parts.versions.progress(loaded.keys)
         done = views.caught_up(loaded, progress)
-        if not done and progress.state == "idle":
-            parts.adaptation.queue_if_due(loaded)  # its job was lost, by a crash between two writes
+        if not done and progress.state in ("idle", "queued"):
+            parts.adaptation.queue_if_due(loaded)  # its job may have been lost, by a crash between two writes
         if done or time.monotonic() >= deadline:
             return reply(views.finetuning_view(loaded, progress))
         await asyncio.sleep(parts.settings.wait_poll_s)

@@ -76,7 +76,7 @@ _PUBLISH = (
     _IF_LEASED
     + """
 if redis.call('HGET', KEYS[3], 'paused') == '1' then return 0 end
-redis.call('HSET', KEYS[3], 'versions', ARGV[2], 'learned', ARGV[7])
+redis.call('HSET', KEYS[3], 'versions', ARGV[2], 'learned', ARGV[7], 'state', 'idle')
 redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
 if ARGV[4] ~= '' then
   redis.call('HSET', KEYS[5], ARGV[2], ARGV[4])
@@ -119,8 +119,8 @@ class VersionStore:
             fields, leased = cast(tuple[dict[bytes, bytes], int], tuple(pipe.execute()))
         paused = fields.get(b"paused") == b"1"
         state = cast(LearningState, fields.get(b"state", b"idle").decode())
-        if state == "running" and not leased:
-            state = "queued"  # its learner died; the job waits for the next one
+        if (state == "running" and not leased) or (state == "idle" and b"queued" in fields):
+            state = "queued"  # its learner died and the job waits for the next one; or a new job came as the last one ended
         return Progress(
             paused=paused,
             state="paused" if paused else state,

@@ -6,6 +6,7 @@ under the same name it takes them up at once; another learner takes them when th
 
 import argparse
 import logging
+import math
 import os
 import signal
 import socket
@@ -59,7 +60,7 @@ class Worker:
         self._learners: OrderedDict[str, SessionLearner] = OrderedDict()
         self._active: deque[ActiveJob] = deque()
         self._waiting: list[Claim] = []
-        self._renewed_at = self._reclaimed_at = -settings.lease_s
+        self._renewed_at = self._reclaimed_at = -math.inf
 
     def run(self, stop: threading.Event) -> None:
         """Work until ``stop`` is set; while Redis is gone, wait for it."""
@@ -145,7 +146,7 @@ class Worker:
             learner.forget()
         job = ActiveJob(keys, learner, [claim.message_id])
         if claim.deliveries > MAX_DELIVERIES:
-            learner.fail(f"{claim.deliveries - 1} learners died while they worked on it")
+            self._fail(job, f"{claim.deliveries - 1} learners died while they worked on it")
             self._finish(job)
         else:
             self._active.append(job)
@@ -173,7 +174,10 @@ class Worker:
     def _slice(self, job: ActiveJob) -> Turn:
         try:
             return job.learner.advance()
-        except (LeaseLost, ServiceError):
+        except LeaseLost:
+            self._renewed_at = -math.inf  # the next turn finds out whether it only ran out, or another learner has the session
+            return Turn.WORKED
+        except ServiceError:
             self._learners.pop(job.learner.session_id, None)
             return Turn.CAUGHT_UP
         except RedisError:
@@ -199,14 +203,24 @@ class Worker:
         now = time.monotonic()
         if now - self._renewed_at > self._settings.lease_s / 4:
             self._renewed_at = now
-            for job in self._active:
-                self._jobs.acquire(job.keys, self._name, self._lease_ms)
+            for job in list(self._active):
+                self._renew(job)
             self._jobs.keep(self._name, [message_id for job in self._active for message_id in job.message_ids])
             self._jobs.keep(self._name, [claim.message_id for claim in self._waiting])
         if now - self._reclaimed_at > self._settings.lease_s / 2:
             self._reclaimed_at = now
             for claim in self._jobs.reclaim(self._name, self._lease_ms):
                 self._begin(claim)
+
+    def _renew(self, job: ActiveJob) -> None:
+        lease = self._jobs.acquire(job.keys, self._name, self._lease_ms)
+        if lease is Lease.TAKEN:
+            job.learner.forget()
+        elif lease is Lease.HELD_BY_ANOTHER:
+            self._active.remove(job)  # its messages are left to whoever has it
+        elif lease is Lease.SESSION_GONE:
+            self._active.remove(job)
+            self._finish(job)
 
 
 def main(arguments: list[str] | None = None) -> int:

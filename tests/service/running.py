@@ -118,12 +118,25 @@ def descendants(pid: int) -> list[int]:
     return found + [below for child in found for below in descendants(child)]
 
 
+def mentioning(path: Path) -> list[int]:
+    """Process ids of those whose command line names ``path``."""
+    lines = {int(file.parent.name): _command_line(file) for file in Path("/proc").glob("[0-9]*/cmdline")}
+    return [pid for pid, line in lines.items() if str(path) in line]
+
+
 def await_end(pids: list[int], timeout_s: float = 15.0) -> None:
     """Wait until none of the processes is left; raises AssertionError naming those that are."""
     deadline = time.monotonic() + timeout_s
     while left := [pid for pid in pids if _runs(pid)]:
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.02)
+
+
+def _command_line(file: Path) -> str:
+    try:
+        return file.read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _runs(pid: int) -> bool:

@@ -354,6 +354,21 @@ def test_another_learner_takes_over_when_the_lease_has_run_out(
     assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
 
 
+def test_a_lease_that_ran_out_in_a_long_pause_is_taken_again(
+    api: TestClient, settings: Settings, tiny_networks: Networks, undisturbed: Driver
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    redis, lease = api.app.state.parts.store.redis, f"skillet:{{{driver.session['session_id']}}}:lease"
+    for _ in range(30):  # at whatever point of its work
+        redis.delete(lease)
+        learner.turn(1)
+    work_off(learner)
+    driver.run_episode()
+    work_off(learner)
+    assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
+    assert redis.xlen("skillet:jobs") == 0
+
+
 def test_a_stopped_learner_hands_its_jobs_back_at_once(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
     driver, stopped = ready_to_learn(api), worker(settings, tiny_networks, "stopped")
     stopped.turn(1)
@@ -421,6 +436,36 @@ def test_waiting_ends_when_the_learner_has_caught_up_or_the_time_is_over(
     began = time.monotonic()
     assert driver.get("/finetuning?wait_s=20")["episodes_learned"] == 1
     assert time.monotonic() - began < 2
+
+
+def test_a_learner_at_work_catches_up_after_each_episode(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver, learner, stop = ready_to_learn(api), worker(settings, tiny_networks), threading.Event()
+    running = threading.Thread(target=learner.run, args=(stop,))
+    running.start()
+    try:
+        for count in range(1, 6):
+            status = driver.get("/finetuning?wait_s=20")
+            assert (status["episodes_learned"], status["state"]) == (count, "idle")
+            driver.run_episode(steps=2)
+    finally:
+        stop.set()
+        running.join()
+
+
+def test_a_mark_without_a_job_is_not_believed_for_long(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = ready_to_learn(api)
+    redis = api.app.state.parts.store.redis
+    redis.delete("skillet:jobs")
+    assert driver.get("/finetuning")["state"] == "queued"
+    assert redis.xlen("skillet:jobs") == 0
+    monkeypatch.setattr("service.jobs.STALE_JOB_S", 0)
+    assert driver.get("/finetuning")["state"] == "queued"
+    work_off(worker(settings, tiny_networks))
+    assert driver.get("/finetuning")["state"] == "idle"
 
 
 def test_a_job_that_was_lost_is_queued_again_when_somebody_asks(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:

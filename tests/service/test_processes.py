@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Driver, state, transition
-from tests.service.running import Remote, RunningService, await_end, descendants, fails_to_start
+from tests.service.running import Remote, RunningService, await_end, clean_environment, command, descendants, fails_to_start, mentioning
 from tests.tiny_bundle import with_finetuning
 from training.contract.bundle import Bundle
 
@@ -45,6 +47,33 @@ def test_after_kill_9_nothing_is_left_and_the_stale_lock_and_socket_do_not_matte
             driver.api = Remote(again)  # type: ignore[assignment]
             assert driver.get()["episodes_completed"] == 1
         await_end(service.pids)
+
+
+@pytest.mark.parametrize("after_s", [0.3, 0.9, 1.2, 1.5, 1.8, 2.4, 3.2])
+def test_ctrl_c_while_starting_leaves_no_process(tiny_bundle: Bundle, tmp_path: Path, after_s: float) -> None:
+    bundle = tmp_path / "bundle"  # so that every process of this service names tmp_path in its command line
+    shutil.copytree(tiny_bundle.path, bundle)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": clean_environment()}
+    process = subprocess.Popen(command(bundle, tmp_path / "data"), **quiet)  # type: ignore[call-overload]
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(after_s)
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    await_end(mentioning(tmp_path))
+
+
+def test_ctrl_c_while_a_client_waits_ends_soon_and_cleanly(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
+        driver = Driver(Remote(service), conditioning_episodes=1)  # type: ignore[arg-type]
+        driver.run_episode(final_reward=1.0)
+        with socket.create_connection((service.pool.host, service.pool.port or 0)) as waiting:
+            waiting.sendall(f"GET {driver.path}/finetuning?wait_s=60 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            for _ in range(3):
+                assert service.get("/livez").status_code == 200  # by now the waiting request is at work
+            began = time.monotonic()
+            assert service.stop() == 0
+            assert time.monotonic() - began < 10
+        assert "Traceback" not in service.log()
 
 
 def test_a_killed_embedded_redis_is_started_again_with_its_sessions(tiny_bundle: Bundle, tmp_path: Path) -> None:
