@@ -82,7 +82,7 @@ class TargetProtocol:
         )
         for session, result in zip(sessions, episodes, strict=True):
             session.context.append(result.rows)
-            session.rewarded |= result.episode_return > 0
+            session.rewarded |= bool((result.rows[:, self.layout.reward] != 0).any())
             session.returns.append(result.episode_return)
             session.successes.append(result.success)
             if self.finetuning:
