@@ -123,7 +123,7 @@ def test_only_rows_that_are_held_are_sampled(generator):
 
 def test_contexts_have_few_or_many_rewarded_rows_but_never_more_than_half_beside_chance(generator):
     held = replay(capacity=2000)
-    held.add(0, rows([0] * 990 + [1] * 10))
+    held.add(0, rows([0] * 1950 + [1] * 50))
     counts = []
     for _ in range(300):
         context = held.sample_context([0], 16, generator)
@@ -132,7 +132,7 @@ def test_contexts_have_few_or_many_rewarded_rows_but_never_more_than_half_beside
     assert min(counts) == 0
     assert {1, 2, 4, 8} <= set(counts)
     assert max(counts) <= 10
-    assert np.mean(counts) > 1  # uniform sampling would give 0.16
+    assert np.mean(counts) > 1  # uniform sampling would give 0.4
 
 
 def test_a_context_of_no_rows_is_empty(generator):

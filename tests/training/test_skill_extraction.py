@@ -7,7 +7,6 @@ import torch
 from tests.training.tiny import A, H, S, tiny_config
 from training.contract.errors import ConfigError
 from training.data import Episode
-from training.networks.blocks import kl_divergence
 from training.skill_extraction import SkillLearner, SkillWindows, build_skill_model, extract_skills
 
 LOW, HIGH = np.array([-1.0, -0.5], np.float32), np.array([1.0, 0.5], np.float32)
@@ -68,11 +67,19 @@ def test_a_constant_entry_of_the_data_leaves_the_features_finite():
 
 
 def test_the_prior_does_not_shape_the_skills():
-    model = build_skill_model(tiny_config(), SkillWindows(steady_episodes(4), H), LOW, HIGH)
-    mean, std = model.encoder(torch.zeros(3, H, S), torch.zeros(3, H, A))
-    kl_divergence(mean.detach(), std.detach(), *model.prior(torch.zeros(3, S))).sum().backward()
-    assert all(parameter.grad is None for parameter in model.encoder.parameters())
-    assert all(parameter.grad is not None for parameter in model.prior.parameters())
+    config, windows = tiny_config(), SkillWindows(steady_episodes(4), H)
+    states, actions = windows.sample(8, torch.Generator().manual_seed(0))
+    encoders, priors = [], []
+    for prior_bias in (0.0, 3.0):
+        torch.manual_seed(0)
+        model = build_skill_model(config, windows, LOW, HIGH)
+        model.prior.net[-1].bias.data.add_(prior_bias)
+        before = model.prior.net[0].weight.detach().clone()
+        SkillLearner(model, config.skills).update(states, actions, torch.Generator().manual_seed(1))
+        encoders.append(torch.cat([value.flatten() for value in model.encoder.parameters()]))
+        priors.append(not torch.equal(model.prior.net[0].weight, before))
+    assert torch.equal(*encoders)
+    assert all(priors)
 
 
 @pytest.fixture(scope="module")
