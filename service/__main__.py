@@ -121,7 +121,7 @@ def _start_learner(settings: Settings, redis_url: str, index: int, stack: ExitSt
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says when it is ready."""
+    """uvicorn that says when it is ready, and lets waiting requests know when it stops."""
 
     def __init__(self, app: FastAPI, ready_line: str) -> None:
         super().__init__(
@@ -136,7 +136,12 @@ class _Server(uvicorn.Server):
                 timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
-        self._ready_line = ready_line
+        self._app, self._ready_line = app, ready_line
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        self._app.state.stopping = True
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say so."""

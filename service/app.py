@@ -43,6 +43,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app = FastAPI(title="Skillet", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan)
     app.state.parts = parts
     app.state.max_body_bytes = settings.max_body_bytes
+    app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
     for router in (routes.control, routes.sessions, routes.bundles, routes.operation):
         app.include_router(router)
     answer_errors(app, parts.metrics)

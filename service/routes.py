@@ -215,7 +215,7 @@ async def read_finetuning(request: Request, session_id: str, wait_s: Annotated[f
         done = views.caught_up(loaded, progress)
         if not done and progress.state in ("idle", "queued"):
             parts.adaptation.queue_if_due(loaded)  # its job may have been lost, by a crash between two writes
-        if done or time.monotonic() >= deadline:
+        if done or time.monotonic() >= deadline or request.app.state.stopping:
             return reply(views.finetuning_view(loaded, progress))
         await asyncio.sleep(parts.settings.wait_poll_s)
 

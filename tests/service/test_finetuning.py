@@ -438,9 +438,7 @@ def test_waiting_ends_when_the_learner_has_caught_up_or_the_time_is_over(
     assert time.monotonic() - began < 2
 
 
-def test_a_learner_at_work_catches_up_after_each_episode(
-    api: TestClient, settings: Settings, tiny_networks: Networks
-) -> None:
+def test_a_learner_at_work_catches_up_after_each_episode(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
     driver, learner, stop = ready_to_learn(api), worker(settings, tiny_networks), threading.Event()
     running = threading.Thread(target=learner.run, args=(stop,))
     running.start()
