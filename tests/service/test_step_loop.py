@@ -7,7 +7,7 @@ from service.app import create_app
 from service.policies import Networks
 from service.settings import Settings
 from tests.conftest import Driver, state, transition
-from training.contract.context import SkillFolder
+from tests.skill_folder import SkillFolder
 from training.contract.exploration import Exploration, drawn_embedding, skill_noise
 
 

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.contract.context import ContextLayout, SkillFolder, pack_rows, select_context, unpack_rows
+from tests.skill_folder import SkillFolder
+from training.contract.context import ContextLayout, pack_rows, select_context, unpack_rows
 
 LAYOUT = ContextLayout(state_dim=4, skill_dim=3)
 STATE = np.array([1, 2, 3, 4], np.float32)

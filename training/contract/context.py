@@ -9,7 +9,7 @@ the next state is bootstrapped through it (SiMPL, section 4.2; Pardo et al. 2018
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,40 +57,6 @@ class ContextLayout:
     def row(self, state: Floats, skill: Floats, reward: float, terminated: bool, next_state: Floats) -> Floats:
         """Pack one skill transition. Returns float32 [D]."""
         return np.concatenate([state, skill, [reward, float(terminated)], next_state]).astype(np.float32)
-
-
-@dataclass
-class SkillFolder:
-    """Folds environment steps into skill transitions while an episode runs.
-
-    ``begin`` is called with the state and skill at a skill's first step, ``add`` with each step's outcome. ``add`` returns the packed row
-    when the skill's last step (its ``H``-th, or the episode's last) has come in, else None.
-    """
-
-    layout: ContextLayout
-    horizon: int
-    _state: Floats | None = None
-    _skill: Floats | None = None
-    _reward: float = 0.0
-    _steps: int = field(default=0)
-
-    def begin(self, state: Floats, skill: Floats) -> None:
-        """Start a skill: float32 [S] and [Z]. Raises RuntimeError when the last skill is still open."""
-        if self._state is not None:
-            raise RuntimeError(f"the skill begun {self._steps} steps ago is still open (horizon {self.horizon})")
-        self._state, self._skill, self._reward, self._steps = state, skill, 0.0, 0
-
-    def add(self, reward: float, next_state: Floats, *, terminated: bool, truncated: bool) -> Floats | None:
-        """Add one environment step. Returns float32 [D] when it completes the skill, else None."""
-        if self._state is None or self._skill is None:
-            raise RuntimeError("no skill is open: call begin first")
-        self._reward += reward
-        self._steps += 1
-        if self._steps < self.horizon and not terminated and not truncated:
-            return None
-        row = self.layout.row(self._state, self._skill, self._reward, terminated, next_state)
-        self._state = self._skill = None
-        return row
 
 
 def select_context(rows: Floats, layout: ContextLayout, capacity: int) -> Floats:
