@@ -116,7 +116,7 @@ class Run:
 def collect(run: Run) -> None:
     """make the offline data and write them as a Minari dataset"""
     config = run.config
-    episodes = run.domain.collect()
+    episodes = run.domain.collect(run.dir)
     steps = sum(len(episode) for episode in episodes)
     description = f"Reward-free {config.domain.name} trajectories by a scripted demonstrator."
     path = write_minari(episodes, config.collect.dataset, config.domain.env_id, description=description, overwrite=True)

@@ -175,7 +175,7 @@ def test_unfinished_skills_are_refused(finished, fresh, capsys):
     [
         ("meta.update=3", "the nearest is 'updates'"),
         ("collect.demonstrator.episode=3", "collect.demonstrator: episode: .*the options are episodes, "),
-        ("domain.name=kitchen", "expected the domain 'maze', got 'kitchen'"),
+        ("domain.name=kichen", "expected a domain among maze, kitchen; got 'kichen', the nearest is 'kitchen'"),
     ],
 )
 def test_a_wrong_setting_ends_the_command_with_one_line(fresh, capsys, change, message):
