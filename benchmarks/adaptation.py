@@ -143,7 +143,8 @@ def table(returns: Returns, conditioning: int, published: dict[str, Curve], resu
     names = list(published)
     lines += ["", "| episode | Skillet, over HTTP | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
     for episode in sorted({e for curve in published.values() for e in curve if 0 < e <= returns.shape[1]}):
-        around = returns[:, max(0, episode - 3) : episode + 2].mean()
+        first, end = _side(episode, conditioning, returns.shape[1])
+        around = returns[:, max(first, episode - 3) : min(end, episode + 2)].mean()
         cells = [f"{curve[episode]:.2f}" if episode in curve else "" for curve in published.values()]
         lines.append(f"| {episode} | {around:.2f} | " + " | ".join(cells) + " |")
     lines += ["", "| task | conditioning | five after | last ten |", "|---|---|---|---|"]
@@ -156,18 +157,22 @@ def table(returns: Returns, conditioning: int, published: dict[str, Curve], resu
 
 
 def plot(returns: Returns, conditioning: int, published: dict[str, Curve], file: Path, env: str) -> None:
-    """The learning curve with its interval, smoothed over five episodes, beside the published points."""
-    width = min(5, returns.shape[1])
-    smooth = np.array([np.convolve(row, np.ones(width) / width, "valid") for row in returns])
-    at = np.arange(smooth.shape[1]) + (width + 1) / 2
+    """The learning curve with its interval beside the published points; five episodes are averaged, never across the end of conditioning."""
     rng = np.random.default_rng(0)
-    band = np.array([bootstrap_interval(column, rng) for column in smooth.T])
     figure, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
     ax.axvspan(0.5, conditioning + 0.5, color="0.94", lw=0)
     ax.text((conditioning + 1) / 2, 0.02 * ax.get_ylim()[1], "conditioning", ha="center", color="0.45", fontsize=9)
-    ax.fill_between(at, band[:, 0], band[:, 1], color="tab:blue", alpha=0.2, lw=0)
-    ax.plot(at, smooth.mean(0), color="tab:blue", lw=2, label=f"Skillet over HTTP ({len(returns)} runs, mean and 95 % interval)")
-    for (name, curve), style in zip(published.items(), ("o--", "s:", "^:"), strict=False):
+    label: str | None = f"Skillet over HTTP ({len(returns)} runs, mean and 95 % interval)"
+    for begin, part in ((0, returns[:, :conditioning]), (conditioning, returns[:, conditioning:])):
+        if not part.size:
+            continue
+        smooth = np.array([[row[max(0, i - 2) : i + 3].mean() for i in range(len(row))] for row in part])
+        band = np.array([bootstrap_interval(column, rng) for column in smooth.T])
+        at = begin + 1 + np.arange(part.shape[1])
+        ax.fill_between(at, band[:, 0], band[:, 1], color="tab:blue", alpha=0.2, lw=0)
+        ax.plot(at, smooth.mean(0), color="tab:blue", lw=2, label=label)
+        label = None
+    for (name, curve), style in zip(published.items(), ("o--C1", "s:C2", "^:C3"), strict=False):
         points = [(e, v) for e, v in sorted(curve.items()) if e <= returns.shape[1]]
         ax.plot(*zip(*points, strict=True), style, ms=4, lw=1, label=name)
     ax.set(
@@ -182,6 +187,11 @@ def plot(returns: Returns, conditioning: int, published: dict[str, Curve], file:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
     plt.close(figure)
+
+
+def _side(episode: int, conditioning: int, episodes: int) -> tuple[int, int]:
+    """The episodes (from 0, half open) on the same side of the end of conditioning as ``episode`` (from 1)."""
+    return (0, conditioning) if episode <= conditioning else (conditioning, episodes)
 
 
 def _parser() -> argparse.ArgumentParser:
