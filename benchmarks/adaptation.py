@@ -157,7 +157,7 @@ def table(returns: Returns, conditioning: int, published: dict[str, Curve], resu
 
 
 def plot(returns: Returns, conditioning: int, published: dict[str, Curve], file: Path, env: str) -> None:
-    """The learning curve with its interval beside the published points; averaged over five episodes on one side of the conditioning's end."""
+    """The learning curve with its interval beside the published points; five episodes averaged, never across the conditioning's end."""
     rng = np.random.default_rng(0)
     figure, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
     ax.axvspan(0.5, conditioning + 0.5, color="0.94", lw=0)
