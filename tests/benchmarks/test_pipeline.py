@@ -7,6 +7,7 @@ import pytest
 from benchmarks.pipeline import STAGES, main, new_folder, training_rate
 
 TOY = {
+    "domain.env_id": "tests.benchmarks.short_maze:skillet/ShortMaze-v0",
     "domain.train_tasks": "train_10",
     "collect.demonstrator": '{"episodes": 40}',
     "skills.steps": "12",
@@ -41,7 +42,7 @@ def test_a_stage_that_fails_ends_the_benchmark_and_is_named(capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_a_toy_pipeline_from_nothing_is_measured_stage_by_stage(tmp_path, capfd):
     out, run = tmp_path / "out.json", tmp_path / "run"
     assert main(["--run", str(run), "--json", str(out), *(w for k, v in TOY.items() for w in ("--set", f"{k}={v}"))]) == 0
