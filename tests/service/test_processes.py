@@ -81,6 +81,7 @@ def test_a_killed_embedded_redis_is_started_again_with_its_sessions(tiny_bundle:
     with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
         driver = Driver(Remote(service))  # type: ignore[arg-type]
         driver.run_episode()
+        driver.get("/task")  # waits for the inference that the episode's end began
         before = driver.get()
         (redis,) = [pid for pid in service.pids if pid != service.process.pid]
         os.kill(redis, signal.SIGTERM)

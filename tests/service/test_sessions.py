@@ -85,6 +85,7 @@ def test_bundles_are_described_and_their_files_served(api: TestClient, tiny_bund
 def test_operation_calls_answer_and_change_nothing(api: TestClient) -> None:
     driver = Driver(api)
     driver.run_episode()
+    driver.get("/task")  # waits for the inference that the episode's end began
     before = driver.get()
     assert Driver.ok(api.get("/livez")) == {"status": "ok"}
     assert Driver.ok(api.get("/readyz"))["status"] == "ok"
