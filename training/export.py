@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from training.config import TrainingConfig
 from training.contract.bundle import Bundle, GoldenVectors, write_bundle
+from training.contract.envelope import Envelope
 from training.contract.errors import BundleError
 from training.contract.spec import (
     GRAPH_INPUTS,
@@ -56,8 +57,9 @@ def export_bundle(
     spec: ModelSpec,
     metrics: Mapping[str, float],
     command: str,
+    envelope: Envelope | None = None,
 ) -> Bundle:
-    """Write a bundle. ``coefficient`` is the posterior KL coefficient that meta-training came to.
+    """Write a bundle. ``coefficient`` is the posterior KL coefficient that meta-training came to; ``envelope`` see `learn_envelope`.
 
     Raises BundleError when a graph and its torch module differ by more than `TOLERANCE`; nothing is written then.
     """
@@ -74,7 +76,7 @@ def export_bundle(
         "metrics": dict(metrics),
     }
     files = {name: graph.model for name, graph in graphs.items()} | {LEARNER_WEIGHTS: learner}
-    files[MODEL_CARD] = _model_card(config, spec, metrics, command, graphs).encode()
+    files[MODEL_CARD] = _model_card(config, spec, metrics, command, graphs, envelope).encode()
     return write_bundle(
         path,
         files,
@@ -84,6 +86,7 @@ def export_bundle(
         networks={key: dump[key] for key in ("features", "skills", "networks")},
         finetuning=dump["finetuning"],
         provenance=provenance,
+        envelope=envelope,
     )
 
 
@@ -181,7 +184,12 @@ def _commit() -> str:
 
 
 def _model_card(
-    config: TrainingConfig, spec: ModelSpec, metrics: Mapping[str, float], command: str, graphs: Mapping[str, ExportedGraph]
+    config: TrainingConfig,
+    spec: ModelSpec,
+    metrics: Mapping[str, float],
+    command: str,
+    graphs: Mapping[str, ExportedGraph],
+    envelope: Envelope | None,
 ) -> str:
     def table(title: str, names: tuple[str, ...], units: tuple[str, ...], low: tuple[float, ...], high: tuple[float, ...]) -> str:
         rows = "\n".join(f"| {i} | {n} | {u} | {a:g} | {b:g} |" for i, (n, u, a, b) in enumerate(zip(names, units, low, high, strict=True)))
@@ -190,6 +198,7 @@ def _model_card(
     observation, action = spec.observation, spec.action
     figures = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     parity = "\n".join(f"| `{name}` | {graph.largest_difference:.1e} |" for name, graph in graphs.items())
+    limits = f"Safety envelope, in the manifest: {envelope.source}." if envelope else "It carries no safety envelope."
     return f"""---
 library_name: skillet
 tags: [reinforcement-learning, meta-learning, skills, onnx]
@@ -199,6 +208,7 @@ tags: [reinforcement-learning, meta-learning, skills, onnx]
 Skill decoder, task encoder and meta-policy for `{spec.env_id}`, trained by skill-based meta-reinforcement learning (SiMPL, ICLR 2022).
 A skill lasts {spec.skill_horizon} steps of {spec.control_period_s:g} s; an episode at most {spec.episode_steps} steps.
 Serve it with `python -m service --bundle DIRECTORY`. Made by `{command}`, seed {config.seed}.
+{limits}
 
 {table("Observation", observation.names, observation.units, observation.low, observation.high)}
 {table("Action", action.names, action.units, action.low, action.high)}

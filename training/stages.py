@@ -15,8 +15,9 @@ from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout
 from training.contract.errors import ConfigError
 from training.contract.spec import MANIFEST
-from training.data import load_episodes, write_minari
+from training.data import Episode, load_episodes, write_minari
 from training.domains import Domain, open_domain
+from training.envelope import learn_envelope
 from training.evaluate import TargetProtocol, write_results
 from training.export import config_digest, export_bundle
 from training.meta_training import MetaNetworks, MetaTrainer, posterior_means
@@ -69,6 +70,14 @@ class Run:
     def trainer(self) -> MetaTrainer:
         """The meta-trainer on the trained skills, as yet untrained."""
         return MetaTrainer(self.config, self.skills, self.domain.simulator, self.domain.train_tasks, self.dir, self.device)
+
+    def offline_episodes(self) -> list[Episode]:
+        """The offline data. Raises ConfigError when they are not there."""
+        config = self.config
+        try:
+            return load_episodes(config.collect.dataset, config.collect.observation_key)
+        except (FileNotFoundError, ValueError) as error:
+            raise ConfigError(f"{error} (python -m training collect --config {config.domain.name} makes the offline data)") from error
 
     def need(self, stage: str) -> Path:
         """The checkpoint of a stage. Raises ConfigError when that stage has not run."""
@@ -126,10 +135,7 @@ def collect(run: Run) -> None:
 def skills(run: Run) -> None:
     """extract skills from the offline data (SPiRL)"""
     config = run.config
-    try:
-        episodes = load_episodes(config.collect.dataset, config.collect.observation_key)
-    except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"{error} (python -m training collect --config {config.domain.name} makes the offline data)") from error
+    episodes = run.offline_episodes()
     model = extract_skills(config, episodes, *run.domain.action_limits, run.dir, run.device)
     task = run.domain.test_tasks[0]
     layout = ContextLayout(len(model.features.mean), config.skills.skill_dim)
@@ -162,8 +168,9 @@ def meta(run: Run) -> None:
 
 
 def export(run: Run) -> None:
-    """write the bundle: ONNX graphs checked against torch, weights, manifest"""
+    """write the bundle: ONNX graphs checked against torch, weights, manifest with the safety envelope of the offline data"""
     networks, coefficient, metrics = _trained(run)
+    spec = run.domain.spec()
     evaluation = run.dir / "evaluate.json"
     if evaluation.exists():
         metrics |= json.loads(evaluation.read_text())["summary"]
@@ -172,9 +179,10 @@ def export(run: Run) -> None:
         config=run.config,
         networks=networks,
         coefficient=coefficient,
-        spec=run.domain.spec(),
+        spec=spec,
         metrics=metrics,
         command=run.command,
+        envelope=learn_envelope(run.offline_episodes(), spec),
     )
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     run.say(f"export: {run.bundle_dir}, {size / 2**20:.1f} MiB, digest {bundle.manifest.digest[:12]}")

@@ -27,10 +27,12 @@ PROVENANCE = {
 }
 
 
-def write(path, files=None, leave_out=None):
+def write(path, files=None, leave_out=None, envelope=None):
     files = {name: data for name, data in (FILES | (files or {})).items() if name != leave_out}
     golden = {SKILL_DECODER: GoldenVectors(inputs={"state": [[0.1, -2.5]]}, outputs={"action": [[0.3]]})}
-    return write_bundle(path, files, name="tiny", spec=TINY_SPEC, golden=golden, networks={}, finetuning={}, provenance=PROVENANCE)
+    return write_bundle(
+        path, files, name="tiny", spec=TINY_SPEC, golden=golden, networks={}, finetuning={}, provenance=PROVENANCE, envelope=envelope
+    )
 
 
 @pytest.fixture
@@ -115,14 +117,14 @@ def test_a_manifest_that_leaves_out_a_needed_file_is_refused(path):
     files = json.loads((path / MANIFEST).read_text())["files"]
     del files["task_encoder.onnx"]
     edit_manifest(path, files=files)
-    with pytest.raises(BundleFileMissing, match=r"does not list task_encoder\.onnx, which a bundle of format 1 needs"):
+    with pytest.raises(BundleFileMissing, match=r"does not list task_encoder\.onnx, which a bundle of format 2 needs"):
         Bundle.load(path)
 
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, "2", 1.5, None])
 def test_another_format_version_is_refused_before_anything_else_is_read(path, version):
     edit_manifest(path, format_version=version, shape_of_things_to_come={})
-    with pytest.raises(BundleTooNew, match=rf"format version {version!r}; this program reads up to 1: update it"):
+    with pytest.raises(BundleTooNew, match=rf"format version {version!r}; this program reads up to {FORMAT_VERSION}: update it"):
         Bundle.load(path)
 
 

@@ -7,6 +7,7 @@ import pytest
 from training.__main__ import main
 from training.config import load_config
 from training.contract.bundle import Bundle
+from training.envelope import learn_envelope
 from training.meta_training import MetaLearner
 from training.skill_extraction import SkillLearner
 from training.stages import STAGES, Run
@@ -86,6 +87,12 @@ def test_the_bundle_loads_with_what_was_configured_and_measured(finished):
     assert manifest.provenance.metrics["meta_updates"] == 4
     assert "five_after_conditioning" in manifest.provenance.metrics
     assert manifest.provenance.command.startswith("python -m training all --config maze")
+
+
+def test_the_bundle_carries_the_safety_envelope_of_its_offline_data(finished):
+    manifest, offline = Bundle.load(finished.bundle_dir).manifest, finished.run().offline_episodes()
+    assert manifest.envelope == learn_envelope(offline, manifest.spec)
+    assert manifest.envelope.source.startswith("12 offline episodes")
 
 
 def test_the_evaluation_tells_every_episode_of_every_test_task(finished):

@@ -1,7 +1,7 @@
 """A bundle: one self-describing directory with everything that serving and fine-tuning need. No pickle.
 
 ``manifest.json`` names the format version, the model's spec, each file's SHA-256 and its own, golden input and output vectors of each
-graph, what fine-tuning starts from, and where the bundle came from.
+graph, the safety envelope, what fine-tuning starts from, and where the bundle came from.
 """
 
 import hashlib
@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from training.contract.envelope import Envelope
 from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
 from training.contract.spec import (
     FORMAT_VERSION,
@@ -71,11 +72,24 @@ class Manifest(Frozen):
     networks: dict[str, Any] = Field(description="sizes from which the learner rebuilds its networks")
     finetuning: dict[str, Any] = Field(description="configuration of fine-tuning, as training.config.FinetuningConfig")
     provenance: Provenance
+    envelope: Envelope | None = Field(default=None, description="limits of actions and observations; without it those of the spec hold")
+
+    @model_validator(mode="after")
+    def _envelope_fits(self) -> Self:
+        if self.envelope is not None:
+            self.envelope.check(self.spec)
+        return self
 
     @property
     def digest(self) -> str:
-        """One SHA-256 over all files, the spec and what fine-tuning is told: the bundle's version."""
-        return _digest_of(self.model_dump(mode="json", include={"files", "spec", "networks", "finetuning"}))
+        """One SHA-256 over all files, the spec, the envelope and what fine-tuning is told: the bundle's version."""
+        parts = {"files", "spec", "networks", "finetuning"} | ({"envelope"} if self.envelope is not None else set())
+        return _digest_of(self.model_dump(mode="json", include=parts))
+
+    @property
+    def limits(self) -> Envelope:
+        """The envelope that holds: the bundle's own, else the spec's limits."""
+        return self.envelope or Envelope.of_spec(self.spec)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION: Final = 1
-"""Version of the bundle directory format. A reader refuses a bundle whose version is newer."""
+FORMAT_VERSION: Final = 2
+"""Version of the bundle directory format. A reader refuses a bundle whose version is newer. 2 added the safety envelope."""
 
 SKILL_DECODER: Final = "skill_decoder.onnx"
 META_POLICY: Final = "meta_policy.onnx"

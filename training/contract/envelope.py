@@ -1,0 +1,114 @@
+"""The safety envelope that a bundle carries: what actions and observations looked like in the data that its skills were learned from.
+
+The service and the SDK hold every action inside it. An observation outside the usual range is flagged; one that is wildly outside it
+(another unit, a broken sensor) is refused.
+"""
+
+import math
+from typing import Final, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from training.contract.context import Floats
+from training.contract.spec import Frozen, ModelSpec
+
+ACTION_LIMITED: Final = "action_limited"
+CHANGE_LIMITED: Final = "change_limited"
+OBSERVATION_OUTSIDE: Final = "observation_outside"
+
+_SMALLEST: Final = float(np.finfo(np.float32).tiny)
+
+
+class Envelope(Frozen):
+    """Limits for each entry of an action [A] and an observation [S], margins included. None of them is NaN."""
+
+    action_low: tuple[float, ...] = Field(description="smallest action [A]")
+    action_high: tuple[float, ...] = Field(description="largest action [A]")
+    action_change: tuple[float, ...] = Field(description="largest change of an action from one step to the next [A]")
+    observation_low: tuple[float, ...] = Field(description="below this an observation is flagged [S]")
+    observation_high: tuple[float, ...] = Field(description="above this an observation is flagged [S]")
+    refused_low: tuple[float, ...] = Field(description="below this an observation is refused [S]")
+    refused_high: tuple[float, ...] = Field(description="above this an observation is refused [S]")
+    source: str = Field(description="what the limits come from")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self._ordered("action_low", "action_high")
+        self._ordered("refused_low", "observation_low", "observation_high", "refused_high")
+        if len(self.action_change) != len(self.action_low) or not all(change > 0 for change in self.action_change):
+            raise ValueError(f"action_change: expected {len(self.action_low)} numbers above 0, got {self.action_change}")
+        return self
+
+    def _ordered(self, *fields: str) -> None:
+        values = [getattr(self, field) for field in fields]
+        if len({len(value) for value in values}) != 1:
+            raise ValueError(f"{', '.join(fields)}: expected one length, got {[len(value) for value in values]}")
+        for entry in zip(*values, strict=True):
+            if any(math.isnan(number) for number in entry) or list(entry) != sorted(entry):
+                raise ValueError(f"{' <= '.join(fields)}: expected in each entry, got {entry}")
+
+    @classmethod
+    def of_spec(cls, spec: ModelSpec) -> "Envelope":
+        """The limits of a bundle that carries no envelope: those of its spec, and no limit on an action's change."""
+        change = tuple(max(high - low, _SMALLEST) for low, high in zip(spec.action.low, spec.action.high, strict=True))
+        return cls(
+            action_low=spec.action.low,
+            action_high=spec.action.high,
+            action_change=change,
+            observation_low=spec.observation.low,
+            observation_high=spec.observation.high,
+            refused_low=(-math.inf,) * spec.state_dim,
+            refused_high=(math.inf,) * spec.state_dim,
+            source="the limits of the spec; the bundle carries no envelope",
+        )
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise ValueError when the lengths are not those of ``spec``, or actions could leave the spec's limits."""
+        if len(self.action_low) != spec.action_dim or len(self.observation_low) != spec.state_dim:
+            raise ValueError(
+                f"the envelope has {len(self.action_low)} action and {len(self.observation_low)} observation entries, "
+                f"the spec {spec.action_dim} and {spec.state_dim}"
+            )
+        low, high = np.asarray(self.action_low) < spec.action.low, np.asarray(self.action_high) > spec.action.high
+        if low.any() or high.any():
+            raise ValueError("the envelope lets actions leave the limits of the spec")
+
+
+class Guard:
+    """An envelope, ready to be applied."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self._low, self._high = (np.asarray(limit, np.float32) for limit in (envelope.action_low, envelope.action_high))
+        self._change = np.asarray(envelope.action_change, np.float32)
+        self._usual = np.asarray(envelope.observation_low), np.asarray(envelope.observation_high)
+        self._refused = np.asarray(envelope.refused_low), np.asarray(envelope.refused_high)
+
+    def limit(self, action: Floats, previous: Floats | None) -> tuple[Floats, tuple[str, ...]]:
+        """``action`` [A] held inside the envelope, coming from ``previous`` [A] (None at an episode's first step), and what was limited.
+
+        Raises ValueError when ``action`` is not finite: there is no safe number to send in its place.
+        """
+        if not np.isfinite(action).all():
+            raise ValueError("expected a finite action")
+        held, flags = np.clip(action, self._low, self._high), []
+        if (held != action).any():
+            flags.append(ACTION_LIMITED)
+        if previous is not None:
+            near: Floats = np.clip(held, previous - self._change, previous + self._change)
+            if (near != held).any():
+                flags.append(CHANGE_LIMITED)
+                held = np.clip(near, self._low, self._high)
+        return held, tuple(flags)
+
+    def outside(self, state: Floats) -> list[int]:
+        """Entries of an observation [S] that are outside the usual range."""
+        low, high = self._usual
+        return np.flatnonzero((state < low) | (state > high)).tolist()
+
+    def refused(self, state: Floats) -> int | None:
+        """The first entry of an observation [S] that is wildly outside, if there is one."""
+        low, high = self._refused
+        wild = (state < low) | (state > high)
+        return int(wild.argmax()) if wild.any() else None
