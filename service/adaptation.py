@@ -15,7 +15,8 @@ from service.errors import ServiceError
 from service.jobs import JobQueue
 from service.keys import SessionKeys
 from service.policies import Networks
-from service.sessions import Changes, Loaded, Posterior, SessionStore, task_prior
+from service.session_state import Changes, Loaded, Posterior, task_prior
+from service.sessions import SessionStore
 
 _log = logging.getLogger(__name__)
 

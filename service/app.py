@@ -6,12 +6,17 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from service import openapi, routes
+from service import openapi
 from service.adaptation import Adaptation
+from service.control_routes import control
 from service.errors import StartupError
 from service.jobs import JobQueue
 from service.metrics import Metrics
+from service.operation_routes import bundles as bundle_routes
+from service.operation_routes import operation
+from service.parts import Parts
 from service.policies import Networks
+from service.session_routes import sessions
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.step_loop import StepLoop
@@ -44,7 +49,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app.state.parts = parts
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
-    for router in (routes.control, routes.sessions, routes.bundles, routes.operation):
+    for router in (control, sessions, bundle_routes, operation):
         app.include_router(router)
     answer_errors(app, parts.metrics)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
@@ -65,10 +70,10 @@ def load_bundles(paths: tuple[Path, ...]) -> dict[str, Networks]:
     return found
 
 
-def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) -> routes.Parts:
+def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) -> Parts:
     redis = connect(redis_url, settings.redis_timeout_s)
     store, versions, metrics = SessionStore(redis), VersionStore(redis), Metrics()
     adaptation = Adaptation(store, JobQueue(redis), settings.inference_interval_s)
     metrics.count_versions(versions)
     loop = StepLoop(settings, store=store, versions=versions, bundles=bundles, adaptation=adaptation, metrics=metrics)
-    return routes.Parts(settings, bundles, store, versions, adaptation, loop, metrics)
+    return Parts(settings, bundles, store, versions, adaptation, loop, metrics)

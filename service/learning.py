@@ -17,7 +17,8 @@ import torch
 from service.acting import learning_due
 from service.guards import PARITY_STATES, find_fault
 from service.policies import Networks, PolicyWeights
-from service.sessions import EpisodeRecord, Loaded, SessionStore
+from service.session_state import EpisodeRecord, Loaded
+from service.sessions import SessionStore
 from service.settings import Settings
 from service.versions import Candidate, VersionStore
 from training.contract.context import Floats

@@ -1,4 +1,4 @@
-"""Acting and posting transitions: load the session, apply the rules of `service.acting`, save, reply.
+"""Acting and posting transitions: load the session, apply the rules of `service.acting` and `service.recording`, save, reply.
 
 A save that finds the session changed by another request is thrown away and done again from the new state, so every reply is one that some
 order of the requests gives.
@@ -8,12 +8,14 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from service import acting, schemas
+from service import acting, recording, schemas
 from service.adaptation import Adaptation
 from service.errors import ConcurrentUpdate, ServiceError, UnknownBundle, UnknownVersion
 from service.metrics import Metrics
+from service.observations import check_observation
 from service.policies import MetaPolicy, Networks, PolicyCache
-from service.sessions import Changes, Loaded, Session, SessionStore, task_prior
+from service.session_state import Changes, Loaded, Session, task_prior
+from service.sessions import SessionStore
 from service.settings import Settings
 from service.versions import VersionStore
 from training.contract.context import Floats
@@ -49,7 +51,7 @@ class StepLoop:
             networks = self.networks(loaded)
             if loaded.session.episode_open:
                 changes = Changes()
-                ended = acting.end_episode(loaded.session, changes, networks)
+                ended = recording.end_episode(loaded.session, changes, networks)
                 if not self._store.save(loaded, changes):
                     ended = None
                     continue
@@ -67,8 +69,8 @@ class StepLoop:
         """The action for one step."""
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
-            acting.check_episode(loaded.session, request.episode)
-            state = acting.check_observation(request.observation, networks.spec.observation, "$.observation")
+            recording.check_episode(loaded.session, request.episode)
+            state = check_observation(request.observation, networks.spec.observation, "$.observation")
             return self._act(loaded.session, request.step, state, networks, policy)
 
         return await self._apply(session_id, change)
@@ -77,10 +79,10 @@ class StepLoop:
         """Store the outcome of one step and give the action for the next."""
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
-            outcome = acting.check_outcome(request, networks.spec.observation, "$")
-            repeated = acting.record(loaded.session, [outcome], changes, networks).accepted == 0
+            outcome = recording.check_outcome(request, networks.spec.observation, "$")
+            repeated = recording.record(loaded.session, [outcome], changes, networks).accepted == 0
             if repeated:
-                acting.check_repetition(loaded.session, outcome)
+                recording.check_repetition(loaded.session, outcome)
             if not loaded.session.episode_open:
                 return acting.over(loaded.session, request.step + 1, replayed=repeated)
             return self._act(loaded.session, request.step + 1, outcome.next_state, networks, policy)
@@ -92,13 +94,13 @@ class StepLoop:
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.TransitionsPosted:
             spec, session = networks.spec.observation, loaded.session
-            outcomes = [acting.check_outcome(item, spec, f"$.transitions[{i}]") for i, item in enumerate(request.transitions)]
-            recorded = acting.record(session, outcomes, changes, networks)
-            acting.check_new(session, outcomes, recorded)
+            outcomes = [recording.check_outcome(item, spec, f"$.transitions[{i}]") for i, item in enumerate(request.transitions)]
+            recorded = recording.record(session, outcomes, changes, networks)
+            recording.check_new(session, outcomes, recorded)
             return schemas.TransitionsPosted(
                 recorded.accepted,
                 recorded.duplicates,
-                acting.gaps(session),
+                recording.gaps(session),
                 session.rows,
                 self._store.task_version(loaded.keys),
                 not session.episode_open,

@@ -8,7 +8,7 @@ import msgspec
 
 from service import acting, schemas
 from service.policies import Networks
-from service.sessions import Loaded, Posterior
+from service.session_state import Loaded, Posterior
 from service.versions import Progress
 from training.contract.spec import ModelSpec
 

@@ -1,0 +1,67 @@
+"""What is served, and whether it is well."""
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from service import schemas, views
+from service.errors import StorageUnavailable, UnknownBundle
+from service.openapi import documented
+from service.parts import find_bundle, parts_of
+from service.wire import reply
+from training.contract.spec import MANIFEST
+
+bundles = APIRouter(prefix="/v1/bundles", tags=["bundles"], default_response_class=Response)
+operation = APIRouter(tags=["operation"], default_response_class=Response)
+
+
+@bundles.get("", openapi_extra=documented(schemas.BundleList))
+async def list_bundles(request: Request) -> Response:
+    """The bundles that are served."""
+    served = parts_of(request).bundles
+    return reply(schemas.BundleList([schemas.BundleSummary(name, found.digest, found.spec.env_id) for name, found in served.items()]))
+
+
+@bundles.get("/{name}", openapi_extra=documented(dict))
+async def read_bundle(request: Request, name: str) -> Response:
+    """A bundle's manifest, without golden vectors."""
+    return reply(views.bundle_view(find_bundle(parts_of(request), name)))
+
+
+@bundles.get("/{name}/{file}", responses={200: {"content": {"application/octet-stream": {}}}})
+async def read_bundle_file(request: Request, name: str, file: str) -> Response:
+    """One file of a bundle; its ETag is its SHA-256."""
+    bundle = find_bundle(parts_of(request), name).bundle
+    entry = bundle.manifest.files.get(file)
+    if file == MANIFEST:
+        return reply(bundle.manifest.model_dump(mode="json"))
+    if entry is None:
+        raise UnknownBundle(
+            f"bundle {name} has no file {file}"[:200], expected=sorted(bundle.manifest.files), action="Name one of these files."
+        )
+    etag = f'"{entry.sha256}"'
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers={"etag": etag})
+    data = await asyncio.to_thread(bundle.read, file)
+    return Response(data, media_type="application/octet-stream", headers={"etag": etag})
+
+
+@operation.get("/livez")
+async def livez() -> Response:
+    """The process runs."""
+    return reply({"status": "ok"})
+
+
+@operation.get("/readyz")
+async def readyz(request: Request) -> Response:
+    """Redis answers and the bundles are loaded: requests can be served."""
+    parts = parts_of(request)
+    if not parts.store.redis.ping():
+        raise StorageUnavailable("Redis does not answer a ping", action="See to Redis.")
+    return reply({"status": "ok", "bundles": {name: found.digest for name, found in parts.bundles.items()}})
+
+
+@operation.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Metrics for Prometheus."""
+    return Response(parts_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

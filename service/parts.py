@@ -1,0 +1,45 @@
+"""What the endpoints call."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from service.adaptation import Adaptation
+from service.errors import UnknownBundle
+from service.metrics import Metrics
+from service.policies import Networks
+from service.sessions import SessionStore
+from service.settings import Settings
+from service.step_loop import StepLoop
+from service.versions import VersionStore
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one API process."""
+
+    settings: Settings
+    bundles: dict[str, Networks]
+    store: SessionStore
+    versions: VersionStore
+    adaptation: Adaptation
+    loop: StepLoop
+    metrics: Metrics
+
+
+def parts_of(request: Request) -> Parts:
+    """The parts of the application that a request came to."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+def find_bundle(parts: Parts, name: str) -> Networks:
+    """The bundle of this name. Raises UnknownBundle."""
+    if (found := parts.bundles.get(name)) is None:
+        raise UnknownBundle(
+            "this service has no bundle of that name",
+            expected=sorted(parts.bundles),
+            received=name[:64],
+            action="Name one of these bundles.",
+        )
+    return found

@@ -1,0 +1,159 @@
+"""The calls about sessions: open, read, list, close; their episodes, task, policy and fine-tuning."""
+
+import asyncio
+import time
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service import schemas, views
+from service.errors import ConcurrentUpdate
+from service.openapi import documented
+from service.parts import Parts, find_bundle, parts_of
+from service.session_state import Changes, Loaded, Session
+from service.sessions import new_session_id
+from service.step_loop import MAX_ATTEMPTS
+from service.wire import read, reply
+from training.contract.exploration import Phase
+
+MAX_WAIT_S: Final = 60.0
+
+sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"], default_response_class=Response)
+
+
+@sessions.post(
+    "", status_code=201, openapi_extra=documented(schemas.SessionView, request=schemas.OpenSession, status=201, example={"seed": 7})
+)
+async def open_session(request: Request) -> Response:
+    """Open a session; all fields may be left out."""
+    parts, wanted, now = parts_of(request), await read(request, schemas.OpenSession), time.time()
+    networks = find_bundle(parts, wanted.bundle or next(iter(parts.bundles)))
+    session = Session(
+        session_id=new_session_id(),
+        bundle=networks.bundle.manifest.name,
+        digest=networks.digest,
+        seed=wanted.seed,
+        conditioning_episodes=wanted.conditioning_episodes,
+        exploration=wanted.exploration,
+        finetuning=wanted.finetuning,
+        deterministic=wanted.deterministic,
+        ttl_s=wanted.ttl_s,
+        created_at=now,
+        expires_at=now + wanted.ttl_s,
+    )
+    loaded = parts.store.create(session)
+    parts.metrics.sessions.inc()
+    return reply(views.session_view(loaded, 0, specs=networks.spec), 201)
+
+
+@sessions.get("", openapi_extra=documented(schemas.SessionList))
+async def list_sessions(
+    request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 50, cursor: Annotated[str | None, Query()] = None
+) -> Response:
+    """List sessions, newest first."""
+    store = parts_of(request).store
+    found, next_cursor = store.page(limit, cursor)
+    versions = store.task_versions([loaded.keys for loaded in found])
+    page = [views.session_view(loaded, version) for loaded, version in zip(found, versions, strict=True)]
+    return reply(schemas.SessionList(page, next_cursor))
+
+
+@sessions.get("/{session_id}", openapi_extra=documented(schemas.SessionView))
+async def read_session(request: Request, session_id: str) -> Response:
+    """Read a session, with the specs of its bundle."""
+    parts = parts_of(request)
+    loaded = parts.store.load(session_id)
+    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), specs=parts.loop.networks(loaded).spec))
+
+
+@sessions.patch("/{session_id}", openapi_extra=documented(schemas.SessionView, request=schemas.ChangeSession, example={"phase": "adapted"}))
+async def change_session(request: Request, session_id: str) -> Response:
+    """Force a phase from the next episode on, or null for automatic."""
+    parts, wanted = parts_of(request), await read(request, schemas.ChangeSession)
+    loaded = await _force_phase(parts, session_id, wanted.phase)
+    if not loaded.session.episode_open:
+        parts.adaptation.queue_if_due(loaded)
+    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys)))
+
+
+@sessions.delete("/{session_id}", openapi_extra=documented(schemas.SessionView))
+async def close_session(request: Request, session_id: str) -> Response:
+    """Close a session and remove everything of it."""
+    parts = parts_of(request)
+    version = parts.store.task_version(parts.store.load(session_id).keys)
+    loaded = parts.store.close(session_id)
+    parts.adaptation.forget(session_id)
+    return reply(views.session_view(loaded, version, closed=True))
+
+
+@sessions.post("/{session_id}/episodes", status_code=201, openapi_extra=documented(schemas.EpisodeStarted, status=201))
+async def start_episode(request: Request, session_id: str) -> Response:
+    """Start an episode; an open one is ended as truncated."""
+    return reply(await parts_of(request).loop.start_episode(session_id), 201)
+
+
+@sessions.get("/{session_id}/task", openapi_extra=documented(schemas.TaskPosterior))
+async def read_task(request: Request, session_id: str) -> Response:
+    """The task posterior of all context so far."""
+    parts = parts_of(request)
+    loaded = parts.store.load(session_id)
+    return reply(views.task_view(loaded, await parts.adaptation.posterior(loaded, parts.loop.networks(loaded))))
+
+
+@sessions.get("/{session_id}/policy", openapi_extra=documented(schemas.PolicyVersions))
+async def read_policy(request: Request, session_id: str) -> Response:
+    """The session's policy versions."""
+    parts = parts_of(request)
+    loaded = parts.store.load(session_id)
+    return reply(views.policy_view(loaded, parts.versions.versions(loaded.keys)))
+
+
+@sessions.post(
+    "/{session_id}/policy/rollback", openapi_extra=documented(schemas.PolicyVersions, request=schemas.Rollback, example={"version": 0})
+)
+async def roll_back(request: Request, session_id: str) -> Response:
+    """Go back to an earlier policy version from the next skill choice on, and pause fine-tuning."""
+    parts, wanted = parts_of(request), await read(request, schemas.Rollback)
+    loaded = parts.store.load(session_id)
+    parts.versions.roll_back(loaded.keys, wanted.version, loaded.current_version)
+    loaded = parts.store.load(session_id)
+    return reply(views.policy_view(loaded, parts.versions.versions(loaded.keys)))
+
+
+@sessions.get("/{session_id}/finetuning", openapi_extra=documented(schemas.FinetuningStatus))
+async def read_finetuning(request: Request, session_id: str, wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0) -> Response:
+    """Where fine-tuning stands; with wait_s, as soon as the learner has caught up."""
+    parts, deadline = parts_of(request), time.monotonic() + wait_s
+    while True:
+        loaded = parts.store.load(session_id)
+        progress = parts.versions.progress(loaded.keys)
+        done = views.caught_up(loaded, progress)
+        if not done and progress.state in ("idle", "queued"):
+            parts.adaptation.queue_if_due(loaded)  # its job may have been lost, by a crash between two writes
+        if done or time.monotonic() >= deadline or request.app.state.stopping:
+            return reply(views.finetuning_view(loaded, progress))
+        await asyncio.sleep(parts.settings.wait_poll_s)
+
+
+@sessions.patch(
+    "/{session_id}/finetuning",
+    openapi_extra=documented(schemas.FinetuningStatus, request=schemas.ChangeFinetuning, example={"paused": True}),
+)
+async def change_finetuning(request: Request, session_id: str) -> Response:
+    """Pause or resume fine-tuning."""
+    parts, wanted = parts_of(request), await read(request, schemas.ChangeFinetuning)
+    loaded = parts.store.load(session_id)
+    parts.versions.pause(loaded.keys, wanted.paused)
+    if not wanted.paused:
+        parts.adaptation.queue_if_due(loaded)
+    return reply(views.finetuning_view(loaded, parts.versions.progress(loaded.keys)))
+
+
+async def _force_phase(parts: Parts, session_id: str, phase: Phase | None) -> Loaded:
+    for _ in range(MAX_ATTEMPTS):
+        loaded = parts.store.load(session_id)
+        loaded.session.forced_phase = phase
+        if parts.store.save(loaded, Changes()):
+            return loaded
+        await asyncio.sleep(0)
+    raise ConcurrentUpdate(f"other requests kept changing session {session_id}", action="Send the request again.")
