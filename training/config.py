@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, get_origin
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 
 from training.contract.errors import ConfigError
 from training.contract.exploration import Exploration
@@ -25,11 +25,20 @@ class DomainConfig(Frozen):
 
 
 class CollectConfig(Frozen):
-    """Offline data."""
+    """The project's own offline data."""
 
     dataset: str = Field(description="Minari dataset id that `collect` writes and `skills` reads")
-    observation_key: str | None = Field(default=None, description="key of a dict observation; None for flat observations")
     demonstrator: dict[str, Any] = Field(default_factory=dict, description="options of the domain's scripted demonstrator")
+
+
+class DataConfig(Frozen):
+    """Offline data from elsewhere. The other keys say how the dataset's observations become the environment's."""
+
+    minari: str | None = Field(default=None, description="Minari dataset id to train on in place of the project's own data")
+    observation_key: str | None = Field(default=None, description="key of a dict observation; None for flat observations")
+    observation_entries: tuple[NonNegativeInt, ...] | None = Field(
+        default=None, min_length=1, description="entries of the dataset's observations, in the environment's order; None for all of them"
+    )
 
 
 class FeatureConfig(Frozen):
@@ -146,12 +155,18 @@ class TrainingConfig(Frozen):
     seed: int = 0
     domain: DomainConfig
     collect: CollectConfig
+    data: DataConfig = DataConfig()
     features: FeatureConfig = FeatureConfig()
     skills: SkillConfig = SkillConfig()
     networks: NetworkConfig = NetworkConfig()
     meta: MetaConfig = MetaConfig()
     finetuning: FinetuningConfig = FinetuningConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def offline_data(self) -> DataConfig:
+        """The dataset that skills are extracted from: ``data``, or the project's own where that names none."""
+        return self.data if self.data.minari else DataConfig(minari=self.collect.dataset)
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingConfig:
@@ -167,6 +182,22 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingCon
     except ValidationError as error:
         lines = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}{_hint(item)}" for item in error.errors())
         raise ConfigError(f"configuration {name_or_path!r}: {lines}") from error
+
+
+def incompatible_sections(old: dict[str, Any], config: TrainingConfig) -> list[str]:
+    """Sections in which a configuration must not differ from that of the checkpoints it goes on from, and does.
+
+    ``old`` is a configuration as JSON, perhaps of an older version: settings that have come since had their defaults, and settings that are
+    gone do not count.
+    """
+    sections = ("domain", "collect", "features", "skills", "networks", "seed")
+    kept = {name: value for name, value in old.items() if name in (*sections, "data")}
+    try:
+        before = TrainingConfig.model_validate(_known(kept, TrainingConfig))
+    except ValidationError as error:  # a value that this version no longer takes, or a section that is missing
+        return sorted({str(item["loc"][0]) for item in error.errors()})
+    changed = [name for name in sections if getattr(before, name) != getattr(config, name)]
+    return changed if before.offline_data == config.offline_data else [*changed, "data"]
 
 
 def presets() -> list[str]:
@@ -185,6 +216,14 @@ def _read(name_or_path: str) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name_or_path} is no TOML: {error}") from error
+
+
+def _known(content: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    fields = {name: field.annotation for name, field in model.model_fields.items() if name in content}
+    return {
+        name: _known(content[name], kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else content[name]
+        for name, kind in fields.items()
+    }
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

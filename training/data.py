@@ -1,11 +1,7 @@
-"""Offline episodes and the Minari datasets that hold them."""
+"""Offline episodes, and the Minari datasets that they are written to and read from."""
 
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +10,11 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from training.dataset_folder import appearing_whole, check_id, dataset_root, datasets_in, is_there, nearest, what_is_there
+
 if TYPE_CHECKING:
     from minari import MinariDataset
     from minari.data_collector import EpisodeBuffer
-
-DEFAULT_ROOT = Path("data/minari")
-"""Where datasets lie unless ``MINARI_DATASETS_PATH`` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +32,33 @@ class Episode:
         """Number of steps (L)."""
         return len(self.actions)
 
+    def checked(self, observation_entries: Sequence[int] | None = None) -> "Episode":
+        """The same with only these entries of each observation, in this order; None keeps all.
+
+        Raises ValueError when there is no such entry, or a number is not finite.
+        """
+        width = self.observations.shape[1]
+        if observation_entries is not None and not all(0 <= entry < width for entry in observation_entries):
+            raise ValueError(
+                f"expected observation_entries from 0 to {width - 1}, as observations have {width}, got {max(observation_entries)}"
+            )
+        observations = self.observations if observation_entries is None else self.observations[:, list(observation_entries)]
+        for name, values in (("observations", observations), ("actions", self.actions)):
+            if not np.isfinite(values).all():
+                row, entry = np.argwhere(~np.isfinite(values))[0]
+                raise ValueError(f"expected finite {name}, found {values[row, entry]} in row {row}, entry {entry}")
+        return Episode(observations, self.actions)
+
 
 def write_minari(
-    episodes: Sequence[Episode], dataset_id: str, env_id: str, *, description: str, root: Path | None = None, overwrite: bool = False
+    episodes: Sequence[Episode],
+    dataset_id: str,
+    env_id: str,
+    *,
+    description: str,
+    observation_key: str | None = None,
+    root: Path | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write episodes as a Minari dataset, with rewards of zero and every episode ended by truncation.
 
@@ -50,6 +69,7 @@ def write_minari(
         dataset_id: Minari id ``namespace/name-vN``; the namespace needs two letters or more.
         env_id: Gymnasium id (``module:namespace/Name-vN``) of the environment that the observations and actions belong to.
         description: what the data are, for whoever finds the dataset.
+        observation_key: write a dict with this one key; its vectors may be of any width, and the dataset then names no environment.
         root: folder of local datasets; default ``MINARI_DATASETS_PATH`` or ``data/minari``.
         overwrite: replace a dataset of this id.
 
@@ -58,102 +78,88 @@ def write_minari(
 
     Raises:
         FileExistsError: the dataset is there already and ``overwrite`` is off.
+        ValueError: ``dataset_id`` is no Minari id.
     """
     import minari
 
-    root = _root(root)
-    target = root / dataset_id
-    if target.exists() and not overwrite:
+    check_id(dataset_id)
+    root = dataset_root(root)
+    if (root / dataset_id).exists() and not overwrite:
         raise FileExistsError(f"the dataset {dataset_id} exists in {root}; delete it, choose another id or ask to overwrite it")
-    root.mkdir(parents=True, exist_ok=True)
     env = gym.make(env_id)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".writing-") as scratch, _datasets_in(Path(scratch)), warnings.catch_warnings():
+    origin: dict[str, Any] = {"env": env}
+    if observation_key is not None:
+        box = gym.spaces.Box(-np.inf, np.inf, episodes[0].observations.shape[1:], np.float32)
+        origin = {"observation_space": gym.spaces.Dict({observation_key: box}), "action_space": env.action_space}
+    with appearing_whole(dataset_id, root), warnings.catch_warnings():
         # Minari warns of every optional field that is left out (author, e-mail, link).
         warnings.simplefilter("ignore", UserWarning)
-        minari.create_dataset_from_buffers(dataset_id, [_buffer(episode) for episode in episodes], env=env, description=description)
-        if target.exists():
-            shutil.rmtree(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (Path(scratch) / dataset_id).rename(target)
+        buffers = [_buffer(episode, observation_key) for episode in episodes]
+        minari.create_dataset_from_buffers(dataset_id, buffers, description=description, **origin)
     env.close()
-    return target
+    return root / dataset_id
 
 
 def load_episodes(
-    dataset_id: str, observation_key: str | None = None, *, root: Path | None = None, download: bool = False
+    dataset_id: str, observation_key: str | None = None, observation_entries: Sequence[int] | None = None, *, root: Path | None = None
 ) -> list[Episode]:
     """Read every episode of a Minari dataset as float32.
 
     Args:
         dataset_id: Minari id, e.g. ``skillet/maze-v0`` or ``D4RL/kitchen/mixed-v2``.
         observation_key: entry to take where observations are a dict (for goal environments often ``observation``).
+        observation_entries: which entries of the observation vector to take, in this order; None for all.
         root: folder of local datasets; default ``MINARI_DATASETS_PATH`` or ``data/minari``.
-        download: fetch the dataset from Minari's server when it is not there; never done unasked.
 
     Raises:
         FileNotFoundError: no such dataset; the message names those that are there.
-        ValueError: observations or actions are not flat boxes, or the key is missing or wrong.
+        ValueError: observations or actions are not flat boxes of floating-point numbers or not finite, or key or entries are wrong.
     """
     import minari
 
-    root = _root(root)
-    if not (root / dataset_id / "data").exists() and not download:
-        raise FileNotFoundError(f"expected the dataset {dataset_id} in {root}, found {_local_ids(root)}; collect it or ask to download it")
-    with _datasets_in(root):
-        dataset = minari.load_dataset(dataset_id, download=download)
+    root = dataset_root(root)
+    if not is_there(dataset_id, root):
+        raise FileNotFoundError(f"expected the dataset {dataset_id} in {root}, found {what_is_there(dataset_id, root)}")
+    with datasets_in(root):
+        dataset = minari.load_dataset(dataset_id)
         _check_spaces(dataset, observation_key)
-        return [_read_episode(data, observation_key) for data in dataset.iterate_episodes()]
+        return [_read_episode(data, observation_key, observation_entries) for data in dataset.iterate_episodes()]
 
 
-def _read_episode(data: Any, observation_key: str | None) -> Episode:
-    observations = data.observations if observation_key is None else data.observations[observation_key]
-    return Episode(np.asarray(observations, np.float32), np.asarray(data.actions, np.float32))
+def _read_episode(data: Any, key: str | None, entries: Sequence[int] | None) -> Episode:
+    observations = data.observations if key is None else data.observations[key]
+    try:
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+            return Episode(np.asarray(observations, np.float32), np.asarray(data.actions, np.float32)).checked(entries)
+    except ValueError as error:
+        raise ValueError(f"episode {data.id}: {error}") from error
 
 
-def _check_spaces(dataset: "MinariDataset", observation_key: str | None) -> None:
+def _check_spaces(dataset: "MinariDataset", key: str | None) -> None:
     space = dataset.observation_space
     if isinstance(space, gym.spaces.Dict):
-        if observation_key not in space.spaces:
-            raise ValueError(f"{dataset.id} has dict observations: expected observation_key among {list(space)}, got {observation_key!r}")
-        space = space[observation_key]
-    elif observation_key is not None:
-        raise ValueError(f"{dataset.id} has no dict observations: expected observation_key None, got {observation_key!r}")
+        keys = list(space)
+        if key not in keys:
+            raise ValueError(
+                f"{dataset.id} has dict observations: expected observation_key among {keys}, got {key!r}{nearest(key or '', keys)}"
+            )
+        space = space[key]
+    elif key is not None:
+        raise ValueError(f"{dataset.id} has no dict observations: expected observation_key null, got {key!r}")
     for name, box in (("observations", space), ("actions", dataset.action_space)):
-        if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1:
-            raise ValueError(f"{dataset.id}: expected {name} in a flat Box, got {box}")
+        if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or not np.issubdtype(box.dtype, np.floating):
+            raise ValueError(f"{dataset.id}: expected {name} in a flat Box of floating-point numbers, got {box}")
 
 
-def _buffer(episode: Episode) -> "EpisodeBuffer":
+def _buffer(episode: Episode, observation_key: str | None) -> "EpisodeBuffer":
     from minari.data_collector import EpisodeBuffer
 
     truncations = np.zeros(len(episode), bool)
     truncations[-1] = True
     return EpisodeBuffer(
-        observations=episode.observations,
+        observations=episode.observations if observation_key is None else {observation_key: episode.observations},
         actions=episode.actions,
         rewards=np.zeros(len(episode), np.float32),
         terminations=np.zeros(len(episode), bool),
         truncations=truncations,
     )
-
-
-def _root(root: Path | None) -> Path:
-    return Path(root or os.environ.get("MINARI_DATASETS_PATH") or DEFAULT_ROOT).resolve()
-
-
-def _local_ids(root: Path) -> str:
-    return ", ".join(sorted(str(path.parent.relative_to(root)) for path in root.glob("**/data") if path.is_dir())) or "none"
-
-
-@contextmanager
-def _datasets_in(root: Path) -> Iterator[None]:
-    """Point Minari at a folder of datasets; the environment variable is the only way that it takes one."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(root)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 
 from training.checkpoint import load_checkpoint
-from training.config import TrainingConfig
+from training.config import TrainingConfig, incompatible_sections
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout
 from training.contract.errors import ConfigError
 from training.contract.spec import MANIFEST
-from training.data import Episode, load_episodes, write_minari
+from training.data import Episode, write_minari
 from training.domains import Domain, open_domain
 from training.envelope import learn_envelope
 from training.evaluate import TargetProtocol, write_results
@@ -23,6 +23,7 @@ from training.export import config_digest, export_bundle
 from training.meta_training import MetaNetworks, MetaTrainer, posterior_means
 from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillModel
+from training.offline import offline_episodes
 from training.plots import plot_learning_curve, plot_meta_training, plot_skills, plot_task_embeddings
 from training.rollout import Acting, rollout
 from training.skill_extraction import extract_skills
@@ -72,12 +73,8 @@ class Run:
         return MetaTrainer(self.config, self.skills, self.domain.simulator, self.domain.train_tasks, self.dir, self.device)
 
     def offline_episodes(self) -> list[Episode]:
-        """The offline data. Raises ConfigError when they are not there."""
-        config = self.config
-        try:
-            return load_episodes(config.collect.dataset, config.collect.observation_key)
-        except (FileNotFoundError, ValueError) as error:
-            raise ConfigError(f"{error} (python -m training collect --config {config.domain.name} makes the offline data)") from error
+        """The offline data. Raises ConfigError when they are not there or do not fit the environment."""
+        return offline_episodes(self.config, self.domain.env, self.say)
 
     def need(self, stage: str) -> Path:
         """The checkpoint of a stage. Raises ConfigError when that stage has not run."""
@@ -113,8 +110,7 @@ class Run:
         path, text = self.dir / "config.json", json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
         self.dir.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.read_text() != text:
-            old, new = json.loads(path.read_text()), json.loads(text)
-            changed = [key for key in ("domain", "collect", "features", "skills", "networks", "seed") if old.get(key) != new.get(key)]
+            changed = incompatible_sections(json.loads(path.read_text()), self.config)
             if changed and any(self.dir.glob("*.safetensors")):
                 raise ConfigError(
                     f"{self.dir} holds a run with another {', '.join(changed)}; choose another folder with --run, or delete it"
@@ -125,6 +121,10 @@ class Run:
 def collect(run: Run) -> None:
     """make the offline data and write them as a Minari dataset"""
     config = run.config
+    if config.data.minari:
+        run.say("collect: nothing to make, data.minari names the offline data")
+        run.offline_episodes()
+        return
     episodes = run.domain.collect(run.dir)
     steps = sum(len(episode) for episode in episodes)
     description = f"Reward-free {config.domain.name} trajectories by a scripted demonstrator."

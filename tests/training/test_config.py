@@ -1,7 +1,7 @@
 import pytest
 
 from tests.training.tiny import tiny_config
-from training.config import TrainingConfig, load_config, presets
+from training.config import TrainingConfig, incompatible_sections, load_config, presets
 from training.contract.errors import ConfigError
 
 TEXT = """
@@ -46,7 +46,8 @@ def test_a_file_loads_by_its_path_with_defaults_for_what_it_leaves_out(file):
         ("meta.return_bound=False", "meta", "return_bound", False),
         ("skills.decoder_hidden=[7, 8]", "skills", "decoder_hidden", (7, 8)),
         ("networks.encoder=product_of_gaussians", "networks", "encoder", "product_of_gaussians"),
-        ("collect.observation_key=a=b", "collect", "observation_key", "a=b"),
+        ("data.observation_key=a=b", "data", "observation_key", "a=b"),
+        ("data.observation_entries=[2, 0]", "data", "observation_entries", (2, 0)),
         ("collect.demonstrator.episodes=60", "collect", "demonstrator", {"episodes": 60}),
         (" evaluate.seeds =2", "evaluate", "seeds", 2),
     ],
@@ -72,6 +73,9 @@ def test_later_overrides_win_and_sections_keep_their_other_values(file):
         ("meta=5", "meta: "),
         ("skills.decoded_steps=11", r"decoded_steps \(11\) must not exceed horizon \(10\)"),
         ("networks.encoder_heads=3", r"encoder_width \(64\) must be a multiple of encoder_heads \(3\)"),
+        ("data.minary=D4RL/kitchen/mixed-v2", "no key 'minary'; the nearest is 'minari'"),
+        ("data.observation_entries=[0, -1]", "data.observation_entries.1: .*greater than or equal to 0"),
+        ("data.observation_entries=[]", "data.observation_entries: .*at least 1 item"),
         ("finetuning.warm_start_updates=0", "finetuning.warm_start_updates: .*greater than 0"),
     ],
 )
@@ -121,3 +125,50 @@ def test_a_configuration_is_frozen_and_survives_json():
     with pytest.raises(ValueError, match="frozen"):
         config.meta.updates = 1
     assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_the_offline_data_are_the_projects_own_unless_a_minari_dataset_is_named():
+    own = load_config("kitchen").offline_data
+    assert (own.minari, own.observation_key, own.observation_entries) == ("skillet/kitchen-v0", None, None)
+    other = load_config("kitchen", ["data.minari=D4RL/kitchen/mixed-v2"]).offline_data
+    assert (other.minari, other.observation_key) == ("D4RL/kitchen/mixed-v2", "observation")
+    assert other.observation_entries == (*range(9), *range(18, 39))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sections"),
+    [
+        ([], []),
+        (["meta.updates=5", "evaluate.seeds=1"], []),
+        (["seed=9", "skills.horizon=7"], ["skills", "seed"]),
+        (["collect.demonstrator.episodes=3"], ["collect"]),
+        (["data.minari=D4RL/kitchen/mixed-v2"], ["data"]),
+        (["data.observation_entries=[3]"], []),
+    ],
+)
+def test_checkpoints_go_with_a_configuration_that_trains_the_same_on_the_same_data(overrides, sections):
+    old = load_config("kitchen").model_dump(mode="json")
+    assert incompatible_sections(old, load_config("kitchen", overrides)) == sections
+
+
+def test_checkpoints_of_a_minari_dataset_go_with_no_other_and_with_no_other_entries():
+    old = load_config("kitchen", ["data.minari=D4RL/kitchen/mixed-v2"]).model_dump(mode="json")
+    same, other = ["data.minari=D4RL/kitchen/mixed-v2"], ["data.minari=D4RL/kitchen/partial-v2"]
+    assert incompatible_sections(old, load_config("kitchen", same)) == []
+    for overrides in (other, [*same, "data.observation_entries=[3]"], []):
+        assert incompatible_sections(old, load_config("kitchen", overrides)) == ["data"]
+
+
+def test_settings_that_an_older_version_did_not_have_or_had_besides_do_not_part_checkpoints_from_their_configuration():
+    old = load_config("kitchen").model_dump(mode="json")
+    old["collect"]["observation_key"] = None
+    old["evaluate"]["exploration"] = "no longer known"
+    del old["data"], old["skills"]["decoded_steps"]
+    assert incompatible_sections(old, load_config("kitchen")) == []
+    assert incompatible_sections(old, load_config("kitchen", ["skills.decoded_steps=2", "data.minari=a_b/c-v0"])) == ["skills", "data"]
+
+
+def test_a_value_that_is_no_longer_taken_parts_checkpoints_from_their_configuration():
+    old = load_config("kitchen").model_dump(mode="json")
+    old["networks"]["encoder"] = "no longer known"
+    assert incompatible_sections(old, load_config("kitchen")) == ["networks"]

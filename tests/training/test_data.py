@@ -105,11 +105,19 @@ def test_datasets_lie_under_data_minari_by_default(tmp_path, monkeypatch):
     assert "MINARI_DATASETS_PATH" not in os.environ
 
 
-def test_a_missing_dataset_is_not_downloaded_but_named_beside_those_that_are_there(tmp_path, monkeypatch):
+def test_a_missing_dataset_is_named_beside_those_that_are_there(tmp_path):
     write(tmp_path)
-    monkeypatch.setattr("minari.storage.hosting.download_dataset", lambda *_: pytest.fail("tried to download"))
-    with pytest.raises(FileNotFoundError, match=r"expected the dataset D4RL/kitchen/mixed-v2 .*found testing/maze-v0"):
-        load_episodes("D4RL/kitchen/mixed-v2", root=tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"expected the dataset testing/mase-v0 .*found testing/maze-v0 \(the nearest is 'testing/maze-v0'\)"
+    ):
+        load_episodes("testing/mase-v0", root=tmp_path)
+
+
+@pytest.mark.parametrize("dataset_id", ["maze", "testing/maze", "../maze-v0", "testing/maze v0"])
+def test_a_dataset_is_written_only_under_a_full_minari_id(tmp_path, dataset_id):
+    with pytest.raises(ValueError, match="expected a Minari id such as 'namespace/name-v0', got "):
+        write_minari(EPISODES, dataset_id, MAZE_ENV_ID, description="", root=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_of_dict_observations_can_be_chosen(tmp_path, monkeypatch):
@@ -119,23 +127,47 @@ def test_a_key_of_dict_observations_can_be_chosen(tmp_path, monkeypatch):
     write_with_spaces(tmp_path, monkeypatch, space, {"observation": values, "achieved_goal": np.zeros((6, 1))})
     (episode,) = load_episodes(DATASET, "observation", root=tmp_path)
     np.testing.assert_array_equal(episode.observations, values.astype(np.float32))
-    assert episode.actions.dtype == np.float32
-    for key in (None, "obs"):
-        with pytest.raises(ValueError, match=r"observation_key among \['achieved_goal', 'observation'\]"):
+    assert (episode.observations.dtype, episode.actions.dtype) == (np.float32, np.float32)
+    for key, hint in ((None, "got None$"), ("observations", r"got 'observations' \(the nearest is 'observation'\)$")):
+        with pytest.raises(ValueError, match=r"observation_key among \['achieved_goal', 'observation'\], " + hint):
             load_episodes(DATASET, key, root=tmp_path)
 
 
 def test_a_key_for_flat_observations_is_refused(tmp_path):
     write(tmp_path)
-    with pytest.raises(ValueError, match="no dict observations"):
+    with pytest.raises(ValueError, match="no dict observations: expected observation_key null, got 'observation'"):
         load_episodes(DATASET, "observation", root=tmp_path)
 
 
-def test_observations_that_are_not_flat_are_refused(tmp_path, monkeypatch):
-    space = gym.spaces.Box(0, 255, (2, 2, 3), np.float32)
-    write_with_spaces(tmp_path, monkeypatch, space, np.zeros((6, 2, 2, 3), np.float32))
-    with pytest.raises(ValueError, match="flat Box"):
+def test_entries_of_the_observations_are_taken_in_the_order_asked_for(tmp_path):
+    write(tmp_path)
+    for episode, original in zip(load_episodes(DATASET, None, (3, 0), root=tmp_path), EPISODES, strict=True):
+        np.testing.assert_array_equal(episode.observations, np.stack([original.observations[:, 3], original.observations[:, 0]], 1))
+        np.testing.assert_array_equal(episode.actions, original.actions)
+
+
+def test_an_entry_that_is_not_there_is_refused(tmp_path):
+    write(tmp_path)
+    with pytest.raises(ValueError, match="episode 0: expected observation_entries from 0 to 3, as observations have 4, got 4"):
+        load_episodes(DATASET, None, (0, 4), root=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int64])
+def test_observations_that_are_not_flat_vectors_of_floating_point_numbers_are_refused(tmp_path, monkeypatch, dtype):
+    shape = (2, 2, 3) if dtype == np.float32 else (4,)
+    write_with_spaces(tmp_path, monkeypatch, gym.spaces.Box(0, 255, shape, dtype), np.zeros((6, *shape), dtype))
+    with pytest.raises(ValueError, match="testing/maze-v0: expected observations in a flat Box of floating-point numbers, got Box"):
         load_episodes(DATASET, root=tmp_path)
+
+
+@pytest.mark.parametrize(("value", "found"), [(np.nan, "nan"), (-np.inf, "-inf"), (1e39, "inf")])
+def test_numbers_that_are_not_finite_are_refused_where_they_are_used(tmp_path, monkeypatch, value, found):
+    values = np.zeros((6, 3))
+    values[4, 1] = value
+    write_with_spaces(tmp_path, monkeypatch, gym.spaces.Box(-np.inf, np.inf, (3,), np.float64), values)
+    with pytest.raises(ValueError, match=f"episode 0: expected finite observations, found {found} in row 4, entry 1"):
+        load_episodes(DATASET, root=tmp_path)
+    assert load_episodes(DATASET, None, (0, 2), root=tmp_path)[0].observations.shape == (6, 2)
 
 
 @pytest.mark.parametrize(("observations", "actions"), [((3, 4), (3, 2)), ((4,), (3, 2)), ((4, 4), (3,))])
