@@ -28,6 +28,11 @@ def learning_due(session: Session) -> bool:
     return session.finetuning and session.episodes_completed > 0 and phase is not Phase.EXPLORING and not forced_still
 
 
+def explores_posterior(session: Session, phase: Phase) -> bool:
+    """Whether an episode in ``phase`` explores with an embedding from the task posterior."""
+    return phase is Phase.EXPLORING and session.exploration.asks_posterior(rewarded=session.rewarded)
+
+
 def begin_episode(session: Session, phase: Phase, posterior: Posterior) -> None:
     """Open the next episode. What it acts with is fixed here: the embedding drawn for it, or the posterior's mean."""
     session.episode += 1
@@ -38,11 +43,11 @@ def begin_episode(session: Session, phase: Phase, posterior: Posterior) -> None:
         conditioning_episodes=session.conditioning_episodes,
         task_embedding_dim=len(posterior.mean),
         exploration=session.exploration,
+        posterior=(posterior.mean, posterior.scale) if explores_posterior(session, phase) else None,
     )
-    acts_on_posterior = plan.task_embedding is None and not plan.use_skill_prior
     session.phase, session.use_skill_prior, session.episode_open = phase, plan.use_skill_prior, True
     session.embedding = pack_rows(posterior.mean if plan.task_embedding is None else plan.task_embedding)
-    session.task_version = posterior.version if acts_on_posterior else 0
+    session.task_version = posterior.version if plan.inferred else 0
     session.act_step = session.outcome_step = 0
     session.episode_return, session.first_row = 0.0, session.rows
     session.versions_used, session.skills = [], []
@@ -105,7 +110,7 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
     spec, step = networks.spec, session.act_step
     noise = None if session.deterministic else skill_noise(session.seed, session.episode, step, spec.skill_dim)
     embedding = policy.task_embedding
-    if session.phase is Phase.EXPLORING and not session.use_skill_prior:
+    if session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version:
         skill_index = step // spec.skill_horizon
         embedding = drawn_embedding(session.exploration, session.seed, session.episode, skill_index, spec.task_embedding_dim)
     elif embedding is None:

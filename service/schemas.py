@@ -29,7 +29,9 @@ class OpenSession(Request, frozen=True):
     bundle: str | None = None
     seed: Seed = 0
     conditioning_episodes: Annotated[int, Meta(ge=0, le=10_000, description="exploring episodes before the task is inferred (K)")] = 20
-    exploration: Exploration = Exploration.SWITCHING
+    exploration: Annotated[
+        Exploration | None, Meta(description="how conditioning episodes choose embeddings; null: as the bundle says")
+    ] = None
     finetuning: bool = True
     deterministic: Annotated[bool, Meta(description="act with the mean skill instead of a drawn one")] = False
     ttl_s: Annotated[int, Meta(ge=1, le=365 * 86400, description="seconds without a request after which the session expires")] = 86400

@@ -34,7 +34,7 @@ async def open_session(request: Request) -> Response:
         digest=networks.digest,
         seed=wanted.seed,
         conditioning_episodes=wanted.conditioning_episodes,
-        exploration=wanted.exploration,
+        exploration=wanted.exploration or networks.bundle.manifest.exploration,
         finetuning=wanted.finetuning,
         deterministic=wanted.deterministic,
         ttl_s=wanted.ttl_s,

@@ -58,7 +58,7 @@ class StepLoop:
                 self._grew(loaded, changes, networks)
             phase = acting.next_phase(loaded.session, loaded.current_version)
             posterior = task_prior(networks.spec.task_embedding_dim)
-            if phase is not Phase.EXPLORING:
+            if phase is not Phase.EXPLORING or acting.explores_posterior(loaded.session, phase):
                 posterior = await self._adaptation.posterior(loaded, networks)
             acting.begin_episode(loaded.session, phase, posterior)
             if self._store.save(loaded, Changes()):

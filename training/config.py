@@ -22,6 +22,7 @@ class DomainConfig(Frozen):
     env_id: str = Field(description="Gymnasium id, with the module that registers it before a colon")
     train_tasks: str = Field(description="split of the environment's tasks for meta-training")
     test_tasks: str = Field(description="split of unseen tasks for evaluation")
+    simulator: dict[str, Any] = Field(default_factory=dict, description="options of the domain's training simulator")
 
 
 class CollectConfig(Frozen):
@@ -103,6 +104,10 @@ class MetaConfig(Frozen):
     buffer_per_task: int = Field(default=20_000, gt=0)
     success_share: float = Field(default=1 / 3, ge=0, le=1, description="share of each batch from the task's best episodes")
     return_bound: bool = Field(default=True, description="bound the TD target from below by the episode's discounted return")
+    return_bound_updates: int | None = Field(default=None, ge=0, description="updates after which that bound is dropped; None: never")
+    demonstrations: int = Field(
+        default=0, ge=0, description="offline episodes that each task's replay begins with, with the rewards that they would have earned"
+    )
     relabelled_episodes: int = Field(
         default=4, ge=0, description="episodes of other tasks, an epoch and task, added with the rewards that they would have earned in it"
     )

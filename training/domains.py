@@ -16,10 +16,13 @@ from pydantic import BaseModel, ValidationError
 from training.collect.kitchen import KitchenCollectConfig, collect_kitchen, sequences
 from training.collect.maze import MazeCollectConfig, collect_maze
 from training.config import TrainingConfig
+from training.contract.context import Floats
 from training.contract.errors import ConfigError
 from training.contract.spec import ModelSpec, VectorSpec
 from training.data import Episode
+from training.plots import plot_chance_subtasks, plot_maze_skills
 from training.rollout import TaskSimulator
+from training.simulators.kitchen import KitchenTasks
 from training.simulators.maze import MazeSimulator
 from training.simulators.maze_tasks import MazeTasks
 
@@ -36,7 +39,20 @@ class Domain(ABC):
     @property
     @abstractmethod
     def simulator(self) -> TaskSimulator:
-        """Episodes of the domain side by side, for skills and meta-training."""
+        """Episodes of the domain side by side, with the environment's dynamics."""
+
+    @property
+    def training_simulator(self) -> TaskSimulator:
+        """Episodes for meta-training, where a domain has a faster simulator for them."""
+        return self.simulator
+
+    @abstractmethod
+    def show_skills(self, paths: Sequence[Floats], file: Path) -> str:
+        """Draw episodes [n, S] of skills sampled from the prior. Returns a line that says what they reach."""
+
+    @abstractmethod
+    def task_labels(self, tasks: Sequence[Any]) -> dict[str, Sequence[float] | Sequence[str]]:
+        """What task embeddings are coloured by, one value for each task: numbers, or names."""
 
     @abstractmethod
     def collect(self, run_dir: Path) -> Sequence[Episode]:
@@ -93,6 +109,16 @@ class MazeDomain(Domain):
         """Goal-reaching episodes in the compiled simulator."""
         return MazeTasks(MazeSimulator.from_env(self.config.domain.env_id))
 
+    def show_skills(self, paths: Sequence[Floats], file: Path) -> str:
+        """Their ways through the maze."""
+        cells = np.mean([len({tuple(cell) for cell in np.rint(path[:, :2]).astype(int)}) for path in paths])
+        plot_maze_skills(self.env.get_wrapper_attr("layout"), paths, file)
+        return f"{cells:.1f} cells an episode by the skill prior"
+
+    def task_labels(self, tasks: Sequence[Any]) -> dict[str, Sequence[float] | Sequence[str]]:
+        """The goals' coordinates."""
+        return {"goal's row": [goal[0] for goal in tasks], "goal's column": [goal[1] for goal in tasks]}
+
     def collect(self, run_dir: Path) -> Sequence[Episode]:
         """Shortest paths between random places. It takes seconds, and keeps nothing on the way."""
         made = collect_maze(self.demonstrator_options(MazeCollectConfig), self.simulator.simulator)
@@ -100,12 +126,28 @@ class MazeDomain(Domain):
 
 
 class KitchenDomain(Domain):
-    """The kitchen."""
+    """The kitchen, trained in MuJoCo itself on all cores."""
 
-    @property
-    def simulator(self) -> TaskSimulator:
-        """There is none as yet."""
-        raise ConfigError("the kitchen has no vectorised simulator yet: only the stage 'collect' can be run with it")
+    @cached_property
+    def simulator(self) -> KitchenTasks:
+        """Episodes with the environment's own physics step."""
+        return KitchenTasks(self.env.unwrapped)
+
+    @cached_property
+    def training_simulator(self) -> KitchenTasks:
+        """Episodes with the configured physics step."""
+        return KitchenTasks(self.env.unwrapped, **self.config.domain.simulator)
+
+    def show_skills(self, paths: Sequence[Floats], file: Path) -> str:
+        """How many subtasks they finish by chance, and pictures of eight skills from the start state."""
+        kitchen = self.env.get_wrapper_attr("kitchen")
+        done = np.stack([kitchen.done(path).any(0) for path in paths])
+        plot_chance_subtasks(kitchen.subtasks, done, file)
+        return f"{done.sum(1).mean():.2f} distinct subtasks an episode by the skill prior"
+
+    def task_labels(self, tasks: Sequence[Any]) -> dict[str, Sequence[float] | Sequence[str]]:
+        """The first and the last subtask."""
+        return {"first subtask": [task[0] for task in tasks], "last subtask": [task[-1] for task in tasks]}
 
     def collect(self, run_dir: Path) -> Sequence[Episode]:
         """Scripted demonstrations of the training tasks and of further sequences, none a test task."""

@@ -58,7 +58,7 @@ class TargetProtocol:
 
     def _episode(self, sessions: list[TargetSession], episode: int, rng: np.random.Generator) -> None:
         plans = [self._plan(session, episode) for session in sessions]
-        known = [None if plan.task_embedding is not None else self._posterior(s) for plan, s in zip(plans, sessions, strict=True)]
+        known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
         exploration, dim = self.config.evaluate.exploration, self.bundle.manifest.spec.task_embedding_dim
 
         def embeddings(skill_index: int) -> torch.Tensor:
@@ -98,15 +98,24 @@ class TargetProtocol:
             conditioning_episodes=config.conditioning_episodes,
             task_embedding_dim=self.bundle.manifest.spec.task_embedding_dim,
             exploration=config.exploration,
+            posterior=self._posterior(session) if config.exploration.asks_posterior(rewarded=session.rewarded) else None,
         )
 
+    def _known_embedding(self, plan: EpisodePlan, session: TargetSession) -> Floats | None:
+        """The embedding of the whole episode; None where it is drawn anew on the way."""
+        if not plan.inferred:
+            return None
+        if plan.task_embedding is not None:
+            return plan.task_embedding
+        return self._posterior(session)[0] if session.learner is None else session.learner.task_embedding.numpy()
+
     @torch.no_grad()
-    def _posterior(self, session: TargetSession) -> Floats:
-        if session.learner is not None:
-            return session.learner.task_embedding.numpy()
+    def _posterior(self, session: TargetSession) -> tuple[Floats, Floats]:
+        """Mean and scale [E] of the task posterior of all complete episodes."""
         rows = np.concatenate(session.context) if session.context else np.zeros((0, self.layout.width), np.float32)
         chosen = torch.from_numpy(select_context(rows, self.layout, self.bundle.manifest.spec.max_context))[None]
-        return self.networks.encoder(chosen, torch.ones(chosen.shape[:2]))[0][0].numpy()
+        mean, scale = self.networks.encoder(chosen, torch.ones(chosen.shape[:2]))
+        return mean[0].numpy(), scale[0].numpy()
 
     def _learn(self, session: TargetSession, episodes: int) -> None:
         """What the service's learner does when an episode is complete."""
@@ -114,7 +123,7 @@ class TargetProtocol:
         if automatic_phase(episodes, conditioning, rewarded=session.rewarded, finetuned=True) is Phase.EXPLORING:
             return
         if session.learner is None:
-            session.learner = Finetuner.from_bundle(self.bundle, self._posterior(session), session.seed)
+            session.learner = Finetuner.from_bundle(self.bundle, self._posterior(session)[0], session.seed)
             for rows in session.context[:-1]:
                 session.learner.add_episode(rows)
         session.learner.add_episode(session.context[-1])

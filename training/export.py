@@ -85,6 +85,7 @@ def export_bundle(
         golden={name: graph.golden for name, graph in graphs.items()},
         networks={key: dump[key] for key in ("features", "skills", "networks")},
         finetuning=dump["finetuning"],
+        exploration=dump["evaluate"]["exploration"],
         provenance=provenance,
         envelope=envelope,
     )

@@ -1,5 +1,6 @@
 """Stage 2: skill-based meta-training (SiMPL, section 4.2, on PEARL): task encoder, meta-policy and critics over the training tasks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,16 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import MetaConfig, NetworkConfig, TrainingConfig
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
+from training.data import Episode
 from training.networks.blocks import kl_to_standard
 from training.networks.critic import SkillCritic
 from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillModel
 from training.networks.task_encoder import TaskEncoder
 from training.prior_regularised_sac import Coefficients, actor_terms, critic_loss, critic_target, polyak, step
+from training.relabelling import Relabeller
 from training.replay import SkillEpisode, TaskReplay
-from training.rollout import Acting, TaskSimulator, relabel, rollout
+from training.rollout import Acting, TaskSimulator, rollout
 from training.run_log import RunLog
 
 
@@ -93,7 +96,13 @@ class MetaLearner:
         """By name, for checkpoints."""
         return {"judge": self.judge_optimizer, "actor": self.actor_optimizer, "dual": self.dual_optimizer}
 
-    def update(self, replay: TaskReplay, context_replay: TaskReplay) -> dict[str, Tensor]:
+    @property
+    def bounded_updates(self) -> float:
+        """How many updates bound the critics' target by observed returns."""
+        limit = math.inf if self.config.return_bound_updates is None else self.config.return_bound_updates
+        return limit if self.config.return_bound else 0
+
+    def update(self, replay: TaskReplay, context_replay: TaskReplay, *, return_bound: bool = True) -> dict[str, Tensor]:
         """One step of critics and encoder, actor, and coefficients. Returns detached scalar metrics."""
         config, networks = self.config, self.networks
         tasks, few, many = self._choose_tasks(replay)
@@ -108,7 +117,7 @@ class MetaLearner:
 
         target = critic_target(
             batch, embedding.detach(), networks.policy, networks.target_critic, alpha,
-            discount=config.discount, kl_clip=config.kl_clip, return_bound=config.return_bound,
+            discount=config.discount, kl_clip=config.kl_clip, return_bound=return_bound,
         )  # fmt: skip
         judged = critic_loss(batch, embedding, networks.critic, target)
         encoder_kl = kl_to_standard(mean, std)  # [T]
@@ -178,18 +187,20 @@ class MetaTrainer:
         tasks: Sequence[Any],
         run_dir: Path,
         device: str = "cpu",
+        offline: Sequence[Episode] = (),
     ) -> None:
         if len(tasks) <= config.meta.prior_tasks:
             raise ConfigError(
                 f"meta.prior_tasks is {config.meta.prior_tasks} and there are {len(tasks)} training tasks: none is left for the posterior"
             )
         torch.manual_seed(config.seed)
-        self.config, self.simulator, self.tasks, self.run_dir = config, simulator, list(tasks), run_dir
+        self.config, self.simulator, self.tasks, self.run_dir, self.offline = config, simulator, list(tasks), run_dir, offline
         state_dim = len(skills.features.mean)
         self.layout = ContextLayout(state_dim, config.skills.skill_dim)
         self.networks = MetaNetworks.fresh(skills, self.layout, config.networks)
         self.learner = MetaLearner(self.networks, config.meta, len(tasks), config.seed, device)
         self.replay = TaskReplay(len(tasks), config.meta.buffer_per_task, self.layout, config.meta.discount)
+        self.relabeller = Relabeller(simulator, tasks, self.layout, config.skills.horizon)
         self.rng = np.random.default_rng(config.seed)
         self.updates = self.epoch = 0
 
@@ -246,35 +257,35 @@ class MetaTrainer:
         """Add to each task's replay some of the other tasks' episodes that would have earned a reward in it."""
         found: list[list[SkillEpisode]] = [[] for _ in self.tasks]
         for index, (episode, path) in enumerate(zip(episodes, paths, strict=True)):
-            rewards, ends, terminated = self.simulator.judge(path, self.tasks)
-            for task in np.flatnonzero(rewards.any(1)):
+            for task, relabelled in self.relabeller.rewarded(episode.rows, path).items():
                 if task != index % len(self.tasks):
-                    found[task].append(
-                        relabel(
-                            episode,
-                            path,
-                            rewards[task],
-                            int(ends[task]),
-                            terminated=bool(terminated[task]),
-                            layout=self.layout,
-                            horizon=self.config.skills.horizon,
-                        )
-                    )
+                    found[task].append(relabelled)
         for task, candidates in enumerate(found):
             count = min(len(candidates), self.config.meta.relabelled_episodes)
             for chosen in self.rng.choice(len(candidates), count, replace=False) if count else ():
                 self.replay.add(task, candidates[chosen].rows)
 
+    def _add_demonstrations(self) -> None:
+        """Let each task's replay begin with offline episodes; newer ones push them out in time."""
+        config = self.config
+        chosen = self.relabeller.demonstrations(self.networks.skills, self.offline, config.meta.demonstrations, config.seed)
+        for task, episodes in enumerate(chosen):
+            for episode in episodes:
+                self.replay.add(task, episode.rows)
+
     def run(self) -> MetaNetworks:
         """Train until the configured number of updates; resumable."""
         self.resume()
         config = self.config.meta
+        if config.demonstrations and self.updates < min(config.updates, self.learner.bounded_updates):
+            self._add_demonstrations()
         with RunLog(self.run_dir, "meta", config.updates, "updates", resumed_at=self.updates) as log:
             while self.updates < config.updates:
                 collected = self.collect()
                 metrics: list[dict[str, Tensor]] = []
                 for _ in range(min(config.updates_per_epoch, config.updates - self.updates)):
-                    metrics.append(self.learner.update(self.replay, self.replay))
+                    bounded = self.updates < self.learner.bounded_updates
+                    metrics.append(self.learner.update(self.replay, self.replay, return_bound=bounded))
                     self.updates += 1
                     log.advance(self.updates)
                 self.epoch += 1

@@ -1,7 +1,7 @@
 """Plots of the stages: skills on the maze, success over training, task embeddings, the learning curve on unseen tasks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -27,7 +27,7 @@ def draw_maze(ax: Axes, layout: Sequence[str]) -> None:
     ax.set(xticks=[], yticks=[], aspect="equal")
 
 
-def plot_skills(layout: Sequence[str], paths: Sequence[Floats], file: Path, shown: int = 24) -> None:
+def plot_maze_skills(layout: Sequence[str], paths: Sequence[Floats], file: Path, shown: int = 24) -> None:
     """Paths [n, S] of skills sampled from the prior, each its own colour, on the maze."""
     figure, ax = plt.subplots(figsize=(6, 6.4), layout="constrained")
     draw_maze(ax, layout)
@@ -35,6 +35,18 @@ def plot_skills(layout: Sequence[str], paths: Sequence[Floats], file: Path, show
         ax.plot(path[:, 1], path[:, 0], lw=0.9, alpha=0.75, color=plt.get_cmap("turbo")(index / max(1, shown - 1)))
     ax.plot(paths[0][0, 1], paths[0][0, 0], "o", color="black", ms=7)
     ax.set_title(f"{min(shown, len(paths))} episodes of skills from the skill prior")
+    _write(figure, file)
+
+
+def plot_chance_subtasks(subtasks: Sequence[str], done: NDArray[np.bool_], file: Path) -> None:
+    """Which subtasks [episodes, subtasks] episodes of skills sampled from the prior finish, and how many of them."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    left.barh(subtasks, done.mean(0))
+    left.set(xlim=(0, 1), xlabel="share of episodes that finish it", title=f"{len(done)} episodes of skills from the skill prior")
+    left.invert_yaxis()
+    counts = np.bincount(done.sum(1), minlength=len(subtasks) + 1)
+    right.bar(np.arange(len(counts)), counts / len(done))
+    right.set(xlabel="distinct subtasks finished in an episode", ylabel="share of episodes", title=f"mean {done.sum(1).mean():.2f}")
     _write(figure, file)
 
 
@@ -58,15 +70,21 @@ def plot_meta_training(log: Path, file: Path) -> None:
     _write(figure, file)
 
 
-def plot_task_embeddings(embeddings: NDArray[np.float32], tasks: NDArray[np.float64], file: Path) -> None:
-    """Posterior means [T, E] of the training tasks by their two principal axes, coloured by each coordinate of the tasks [T, 2]."""
+def plot_task_embeddings(embeddings: NDArray[np.float32], labels: Mapping[str, Sequence[float] | Sequence[str]], file: Path) -> None:
+    """Posterior means [T, E] of the training tasks by their two principal axes, once for each kind of label, coloured by it."""
     centred = embeddings - embeddings.mean(0)
     plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained")
-    for axis, (ax, name) in enumerate(zip(axes, ("row", "column"), strict=True)):
-        points = ax.scatter(plane[:, 0], plane[:, 1], c=tasks[:, axis], cmap="viridis", s=50)
-        figure.colorbar(points, ax=ax, label=f"goal's {name}")
-        ax.set(xlabel="first principal axis", ylabel="second principal axis", title=f"task embeddings by the goal's {name}")
+    figure, axes = plt.subplots(1, len(labels), figsize=(4.8 * len(labels), 4.4), layout="constrained", squeeze=False)
+    for ax, (name, values) in zip(axes[0], labels.items(), strict=True):
+        if isinstance(values[0], str):
+            for place, value in enumerate(sorted({str(value) for value in values})):
+                chosen = [i for i, other in enumerate(values) if other == value]
+                ax.scatter(plane[chosen, 0], plane[chosen, 1], color=f"C{place}", marker="osD^vPX"[place % 7], s=50, label=value)
+            ax.legend(frameon=False, fontsize="small")
+        else:
+            points = ax.scatter(plane[:, 0], plane[:, 1], c=values, cmap="viridis", s=50)
+            figure.colorbar(points, ax=ax, label=name)
+        ax.set(xlabel="first principal axis", ylabel="second principal axis", title=f"task embeddings by the {name}")
     _write(figure, file)
 
 

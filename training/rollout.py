@@ -115,25 +115,6 @@ def rollout(
     return episodes, [] if record.paths is None else [path[: steps + 1] for path, steps in zip(record.paths, record.steps, strict=True)]
 
 
-def relabel(
-    episode: SkillEpisode, path: Floats, rewards: Floats, steps: int, *, terminated: bool, layout: ContextLayout, horizon: int
-) -> SkillEpisode:
-    """An episode with its path [n + 1, S] as it would have gone in another task: rewards [n], ended after ``steps``.
-
-    The idea is hindsight relabelling (Andrychowicz et al. 2017).
-
-    Skills do not depend on the task, so the transitions stay true; only rewards, the end and the last next state change.
-    """
-    count = -(-steps // horizon)
-    rows = episode.rows[:count].copy()
-    starts = np.arange(0, steps, horizon)
-    rows[:, layout.reward] = np.add.reduceat(rewards[:steps], starts)
-    rows[:, layout.terminated] = 0.0
-    rows[-1, layout.terminated] = float(terminated)
-    rows[-1, layout.next_state] = path[steps]
-    return SkillEpisode(rows, steps, float(rewards[:steps].sum()), terminated)
-
-
 def _choose_skills(
     policies: MetaPolicy | Sequence[MetaPolicy],
     states: Tensor,

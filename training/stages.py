@@ -1,7 +1,8 @@
 """The stages in their order. Each reads what the former left in the run's folder and leaves its own checkpoint, log and plots there."""
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from training.meta_training import MetaNetworks, MetaTrainer, posterior_means
 from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillModel
 from training.offline import offline_episodes
-from training.plots import plot_learning_curve, plot_meta_training, plot_skills, plot_task_embeddings
+from training.plots import plot_learning_curve, plot_meta_training, plot_task_embeddings
 from training.rollout import Acting, rollout
 from training.skill_extraction import extract_skills
 from training.statistics import bootstrap_interval
@@ -68,9 +69,10 @@ class Run:
             )
         return model.eval()
 
-    def trainer(self) -> MetaTrainer:
+    def trainer(self, offline: Sequence[Episode] = ()) -> MetaTrainer:
         """The meta-trainer on the trained skills, as yet untrained."""
-        return MetaTrainer(self.config, self.skills, self.domain.simulator, self.domain.train_tasks, self.dir, self.device)
+        tasks, simulator = self.domain.train_tasks, self.domain.training_simulator
+        return MetaTrainer(self.config, self.skills, simulator, tasks, self.dir, self.device, offline)
 
     def offline_episodes(self) -> list[Episode]:
         """The offline data. Raises ConfigError when they are not there or do not fit the environment."""
@@ -135,27 +137,23 @@ def collect(run: Run) -> None:
 def skills(run: Run) -> None:
     """extract skills from the offline data (SPiRL)"""
     config = run.config
-    episodes = run.offline_episodes()
-    model = extract_skills(config, episodes, *run.domain.action_limits, run.dir, run.device)
-    task = run.domain.test_tasks[0]
+    model = extract_skills(config, run.offline_episodes(), *run.domain.action_limits, run.dir, run.device)
+    tasks = list(itertools.islice(itertools.cycle(run.domain.test_tasks), PRIOR_EPISODES))
     layout = ContextLayout(len(model.features.mean), config.skills.skill_dim)
     policy = MetaPolicy(model.prior, config.skills.skill_dim, config.networks)
     results, paths = rollout(
-        run.domain.simulator, [task] * PRIOR_EPISODES, policy, model.decoder,
+        run.domain.simulator, tasks, policy, model.decoder,
         Acting.by_prior(PRIOR_EPISODES, config.networks.task_embedding_dim),
         horizon=config.skills.horizon, layout=layout, rng=np.random.default_rng(config.seed), paths=True,
     )  # fmt: skip
-    cells = np.mean([len({tuple(cell) for cell in np.rint(path[:, :2]).astype(int)}) for path in paths])
-    plot_skills(run.domain.env.get_wrapper_attr("layout"), paths, run.dir / "skills.png")
-    run.say(
-        f"skills: {cells:.1f} cells an episode by the skill prior; {np.mean([r.success for r in results]):.2f} reach {task} by chance; "
-        f"see {run.dir}/skills.png"
-    )
+    line = run.domain.show_skills(paths, run.dir / "skills.png")
+    chance = float(np.mean([r.episode_return for r in results]))
+    run.say(f"skills: {line}; mean return {chance:.2f} by chance over the test tasks; see {run.dir}/skills.png")
 
 
 def meta(run: Run) -> None:
     """meta-train task encoder, meta-policy and critics (SiMPL)"""
-    trainer = run.trainer()
+    trainer = run.trainer(run.offline_episodes() if run.config.meta.demonstrations else ())
     networks = trainer.run()
     if not len(trainer.replay):
         trainer.collect()
@@ -163,7 +161,7 @@ def meta(run: Run) -> None:
     mean, _ = posterior_means(
         networks, trainer.replay, range(len(trainer.tasks)), run.config.meta.posterior_context, trainer.learner.generator
     )
-    plot_task_embeddings(mean.numpy(), np.asarray(trainer.tasks, np.float64), run.dir / "embeddings.png")
+    plot_task_embeddings(mean.numpy(), run.domain.task_labels(trainer.tasks), run.dir / "embeddings.png")
     run.say(f"meta: done; see {run.dir}/meta.png and {run.dir}/embeddings.png")
 
 

@@ -53,23 +53,25 @@ class SkilletClient:
         *,
         seed: int = 0,
         conditioning_episodes: int = 20,
-        exploration: str = "prior",
+        exploration: str | None = None,
         finetuning: bool = True,
         deterministic: bool = False,
         ttl_s: int = 86400,
     ) -> Session:
         """Open a session with one of the service's bundles (None: its first). Not sent twice once bytes of it have left.
 
+        ``exploration`` is ``prior``, ``switching`` or ``thompson``; None takes the one that the bundle was made for.
+
         Raises UnknownBundle, InvalidRequest, ConnectionFailed.
         """
         body = {
             "seed": seed,
             "conditioning_episodes": conditioning_episodes,
-            "exploration": exploration,
             "finetuning": finetuning,
             "deterministic": deterministic,
             "ttl_s": ttl_s,
-        } | ({} if bundle is None else {"bundle": bundle})
+        }
+        body |= {name: value for name, value in {"bundle": bundle, "exploration": exploration}.items() if value is not None}
         return Session(self, parse(SessionInfo, self.call("POST", "/v1/sessions", body, repeatable=False)))
 
     def session(self, session_id: str) -> Session:

@@ -166,6 +166,28 @@ def test_a_deterministic_session_acts_with_the_mean_skill(api: TestClient, tiny_
     assert driver.act(0, 0, state(0, 0))["action"] == tiny_networks.decode(observation, skill).tolist()
 
 
+def test_thompson_exploration_draws_from_the_posterior_once_there_was_a_reward(api: TestClient, tiny_networks: Networks) -> None:
+    driver = Driver(api, conditioning_episodes=5, exploration="thompson")
+    assert driver.session["exploration"] == "thompson"
+    first = driver.run_episode(final_reward=0.0)
+    assert {reply["task_version"] for reply in first} == {0}
+    driver.run_episode(final_reward=1.0)
+    task, session = driver.get("/task"), driver.get()
+    episode = driver.start()["episode"]
+    reply = driver.act(episode, 0, state(episode, 0))
+    assert (reply["phase"], reply["task_version"]) == ("exploring", session["context_size"])
+    mean, scale = (np.array(task[name], np.float32) for name in ("mean", "scale"))
+    embedding = mean + scale * drawn_embedding(Exploration.PRIOR, 7, episode, 0, 2)
+    observation = np.array(state(episode, 0), np.float32)
+    skill = tiny_networks.meta_policy.choose_skill(observation, embedding, skill_noise(7, episode, 0, 3), use_skill_prior=False)
+    assert reply["action"] == tiny_networks.decode(observation, skill).tolist()
+
+
+def test_a_session_explores_as_its_bundle_says_unless_it_says_otherwise(api: TestClient, tiny_networks: Networks) -> None:
+    assert Driver(api).session["exploration"] == tiny_networks.bundle.manifest.exploration == "switching"
+    assert Driver(api, exploration="prior").session["exploration"] == "prior"
+
+
 def test_two_api_processes_serve_one_session(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
     alone, shared = Driver(api, conditioning_episodes=1), Driver(api, conditioning_episodes=1)
     with TestClient(create_app(settings, {"tiny": tiny_networks})) as second:

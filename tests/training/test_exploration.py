@@ -86,3 +86,36 @@ def test_prior_exploration_keeps_its_embedding_for_the_episode():
 def test_a_plan_begins_with_the_first_drawn_embedding(exploration):
     made = plan_episode(Phase.EXPLORING, seed=7, episode=2, conditioning_episodes=K, task_embedding_dim=2, exploration=exploration)
     np.testing.assert_array_equal(made.task_embedding, drawn_embedding(exploration, 7, 2, 0, 2))
+
+
+def test_thompson_exploration_is_switching_until_there_is_a_reward():
+    assert not Exploration.THOMPSON.asks_posterior(rewarded=False)
+    drawn = [drawn_embedding(Exploration.THOMPSON, 7, 1, skill, 2).tobytes() for skill in range(3 * SWITCH_SKILLS)]
+    assert drawn == [drawn_embedding(Exploration.SWITCHING, 7, 1, skill, 2).tobytes() for skill in range(3 * SWITCH_SKILLS)]
+
+
+def test_thompson_exploration_then_draws_from_the_posterior_anew_for_each_episode():
+    assert Exploration.THOMPSON.asks_posterior(rewarded=True)
+    assert not Exploration.SWITCHING.asks_posterior(rewarded=True)
+    mean, scale = np.array([3.0, -5.0], np.float32), np.array([0.1, 2.0], np.float32)
+
+    def plan(episode, seed=7):
+        return plan_episode(
+            Phase.EXPLORING, seed=seed, episode=episode, conditioning_episodes=2000, task_embedding_dim=2,
+            exploration=Exploration.THOMPSON, posterior=(mean, scale),
+        )  # fmt: skip
+
+    drawn = np.stack([plan(episode).task_embedding for episode in range(2000)])
+    assert plan(3).inferred
+    assert drawn.dtype == np.float32
+    np.testing.assert_allclose(drawn.mean(0), mean, atol=0.15)
+    np.testing.assert_allclose(drawn.std(0), scale, rtol=0.1)
+    np.testing.assert_array_equal(plan(3).task_embedding, drawn[3])
+    assert not np.array_equal(plan(3, seed=8).task_embedding, drawn[3])
+
+
+def test_thompson_exploration_in_overtime_without_reward_still_takes_the_skill_prior():
+    made = plan_episode(
+        Phase.EXPLORING, seed=7, episode=K + 1, conditioning_episodes=K, task_embedding_dim=2, exploration=Exploration.THOMPSON
+    )
+    assert made.use_skill_prior

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.tiny import E, H, known_skills, world_config
+from tests.training.tiny import A, E, H, S, known_skills, world_config
 from tests.training.worlds import TwoSidedWorld
 from training import meta_training
 from training.contract.errors import ConfigError
+from training.data import Episode
 from training.meta_training import MetaLearner, MetaTrainer, posterior_means
 
 TASKS = [(1,), (-1,)]
@@ -95,11 +96,11 @@ class Stopped(Exception):
 def test_an_interrupted_training_goes_on_from_its_checkpoint_to_the_same_number_of_updates(tmp_path, monkeypatch):
     update, count = MetaLearner.update, [0]
 
-    def stopping(learner, *replays):
+    def stopping(learner, *replays, **options):
         if count[0] == 5 * 20 + 3:
             raise Stopped
         count[0] += 1
-        return update(learner, *replays)
+        return update(learner, *replays, **options)
 
     monkeypatch.setattr(MetaLearner, "update", stopping)
     with pytest.raises(Stopped):
@@ -122,7 +123,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint_to_the_same_number_
 
 def test_a_finished_training_is_not_trained_again(trained, monkeypatch):
     made, _ = trained
-    monkeypatch.setattr(MetaLearner, "update", lambda *_: pytest.fail("made an update"))
+    monkeypatch.setattr(MetaLearner, "update", lambda *_, **__: pytest.fail("made an update"))
     again = trainer(made.run_dir, tasks=TASKS * 3)
     again.run()
     for one, other in zip(made.networks.policy.parameters(), again.networks.policy.parameters(), strict=True):
@@ -215,6 +216,34 @@ def test_relabelled_episodes_are_true_in_the_task_that_they_are_given_to(tmp_pat
         assert torch.equal(rows[:, made.layout.reward] == 1, reached)
         assert torch.equal(rows[:, made.layout.terminated] == 1, reached)
         assert (rows[:, 0] * side < 1).all()
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 60), ({"return_bound": False}, 0), ({"return_bound_updates": 25}, 25)])
+def test_the_bound_on_the_target_is_dropped_after_the_updates_it_is_for(tmp_path, monkeypatch, options, expected):
+    update, bounded = MetaLearner.update, []
+
+    def noting(learner, *replays, return_bound):
+        bounded.append(return_bound)
+        return update(learner, *replays, return_bound=return_bound)
+
+    monkeypatch.setattr(MetaLearner, "update", noting)
+    trainer(tmp_path, updates=60, **options).run()
+    assert bounded == [True] * expected + [False] * (60 - expected)
+
+
+def test_each_tasks_replay_begins_with_the_demonstrations_that_it_rewards(tmp_path):
+    config = world_config(meta=META | {"updates": 1, "updates_per_epoch": 1, "demonstrations": 5, "relabelled_episodes": 0})
+    walk = np.zeros((2 * H + 1, S), np.float32)
+    walk[:, 0] = np.linspace(0, 1.5, len(walk))  # to the right, where the first task's goal is
+    offline = [Episode(walk, np.zeros((2 * H, A), np.float32))]
+    made = MetaTrainer(config, known_skills(config), TwoSidedWorld(), TASKS, tmp_path, offline=offline)
+    made.run()
+    without = trainer(tmp_path / "without", updates=1, updates_per_epoch=1, relabelled_episodes=0)
+    without.run()
+    assert made.replay.added[1] == without.replay.added[1]
+    first = made.replay.rows[0, :2]
+    np.testing.assert_allclose(first[:, 0], walk[[0, H], 0])
+    assert first[:, made.layout.reward].tolist() == [0.0, 1.0]
 
 
 def test_the_same_seed_trains_the_same_networks(tmp_path):

@@ -6,7 +6,7 @@ from torch import nn
 from tests.training.tiny import LAYOUT, H, Z
 from tests.training.worlds import CountingWorld
 from training.networks.meta_policy import MetaPolicy
-from training.rollout import Acting, relabel, rollout
+from training.rollout import Acting, rollout
 
 
 class FixedPolicy(MetaPolicy):
@@ -121,34 +121,3 @@ def test_the_same_seed_gives_the_same_episodes():
     once, again, other = (run(CountingWorld(10), [100], policies=NoisyPolicy(), seed=seed)[0][0].rows for seed in (1, 1, 2))
     np.testing.assert_array_equal(once, again)
     assert not np.array_equal(once, other)
-
-
-@pytest.mark.parametrize("limit", [10, 13])
-@pytest.mark.parametrize("goal", [1, 4, 5, 6, 9, 10])
-def test_a_relabelled_episode_equals_an_honest_one_in_that_task(limit, goal):
-    world = CountingWorld(limit)
-    (elsewhere,), (path,) = run(world, [100], Acting.by_policy(torch.ones(1, 2)), paths=True)
-    rewards, ends, terminated = world.judge(path, [50, goal])
-    assert (ends.tolist(), terminated.tolist()) == ([limit, goal], [False, True])
-    relabelled = relabel(elsewhere, path, rewards[1], goal, terminated=True, layout=LAYOUT, horizon=H)
-    (honest,), _ = run(world, [goal], Acting.by_policy(torch.ones(1, 2)))
-    np.testing.assert_array_equal(relabelled.rows, honest.rows)
-    assert (relabelled.steps, relabelled.episode_return, relabelled.success) == (honest.steps, honest.episode_return, honest.success)
-
-
-def test_relabelling_leaves_the_original_as_it_was():
-    world = CountingWorld(13)
-    (episode,), (path,) = run(world, [12], paths=True)
-    before = episode.rows.copy()
-    rewards, ends, _ = world.judge(path, [6])
-    relabel(episode, path, rewards[0], int(ends[0]), terminated=True, layout=LAYOUT, horizon=H)
-    np.testing.assert_array_equal(episode.rows, before)
-
-
-def test_an_episode_that_ended_is_open_in_a_task_that_goes_on():
-    world = CountingWorld(13)
-    (episode,), (path,) = run(world, [12], paths=True)
-    rewards, ends, terminated = world.judge(path, [100])
-    relabelled = relabel(episode, path, rewards[0], int(ends[0]), terminated=bool(terminated[0]), layout=LAYOUT, horizon=H)
-    assert not relabelled.rows[:, LAYOUT.terminated].any()
-    assert relabelled.episode_return == 12

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +23,7 @@ from training.data import Episode
 from training.run_log import RunLog
 
 Task = tuple[str, ...]
+ACTION_DIM = 9
 MAX_TRIES = 3
 """How often a subtask is tried before the next one's turn."""
 
@@ -35,6 +37,10 @@ class KitchenCollectConfig(BaseModel):
     seed: int = Field(0, ge=0)
     max_steps: int = Field(280, gt=0)
     action_noise: tuple[float, ...] = Field((0.05, 0.1, 0.15), min_length=1, description="standard deviations; each episode takes one")
+    noise_correlation: tuple[float, ...] = Field(
+        (0.0,), min_length=1, description="of the noise of one step with that of the step before; each episode takes one"
+    )
+    record: Literal["intended", "executed"] = Field("intended", description="actions that are kept: without the noise, or with it")
     waypoint_jitter: float = Field(0.008, ge=0, description="standard deviation of waypoints along each axis, m")
     slowest: float = Field(0.7, gt=0, le=1, description="an episode's speed factor lies between this and 1")
     patience: int = Field(2, ge=0, description="longest extra wait when the fingers open or close, steps")
@@ -48,6 +54,8 @@ class Demonstration:
     episode: Episode
     task: Task
     finished: tuple[bool, ...]  # the task's subtasks, in its order, each with all before it
+    noise: float  # standard deviation of the action noise
+    correlation: float  # of the noise from step to step
 
     @property
     def turns(self) -> tuple[str, ...]:
@@ -76,18 +84,21 @@ class Demonstrator:
         config, rng = self.config, np.random.default_rng(seed)
         state, _ = self.env.reset(seed=int(rng.integers(2**31)))
         scene = Scene(self.data, state, rng, config.waypoint_jitter, rng.uniform(config.slowest, 1.0), config.patience)
-        noise = rng.choice(config.action_noise)
+        noise, correlation = float(rng.choice(config.action_noise)), float(rng.choice(config.noise_correlation))
+        disturbance = np.zeros(ACTION_DIM)
         observations, actions = [state], []
         for target in itertools.islice(self._targets(scene, task), config.max_steps):
             clean = self.arm.act(target, scene.state[:7].astype(np.float64), self.data.qfrc_bias[:7])
-            action = np.clip(clean + rng.normal(0.0, noise, clean.shape), -1, 1).astype(np.float32)
-            scene.state, *_ = self.env.step(action)
+            disturbance = correlation * disturbance + noise * math.sqrt(1 - correlation**2) * rng.standard_normal(ACTION_DIM)
+            executed = np.clip(clean + disturbance, -1, 1)
+            scene.state, *_ = self.env.step(executed.astype(np.float32))
             observations.append(scene.state)
-            actions.append(action)
+            # What the demonstrator does about a disturbance is worth learning, the disturbance is not (DART: Laskey et al. 2017).
+            actions.append((np.clip(clean, -1, 1) if config.record == "intended" else executed).astype(np.float32))
         path = np.stack(observations)
         rewards = self.env.get_wrapper_attr("judge")(path, [task])[0]
         score = int(rewards.sum())
-        return Demonstration(Episode(path, np.stack(actions)), task, tuple(rank < score for rank in range(len(task))))
+        return Demonstration(Episode(path, np.stack(actions)), task, tuple(rank < score for rank in range(len(task))), noise, correlation)
 
     def done(self, state: Any) -> set[str]:
         """The subtasks that are done in a state."""
@@ -130,6 +141,10 @@ def success_table(made: Sequence[Demonstration]) -> str:
     for name in RECIPES:
         turns = [done for demo in made for turn, done in zip(demo.turns, demo.finished, strict=False) if turn == name]
         lines.append(f"| {name} | {len(turns)} | {sum(turns)} |")
+    lines += ["", "| action noise | correlation | episodes | mean score |", "|---|---|---|---|"]
+    for noise, correlation in sorted({(demo.noise, demo.correlation) for demo in made}):
+        scores = [sum(demo.finished) for demo in made if (demo.noise, demo.correlation) == (noise, correlation)]
+        lines.append(f"| {noise:g} | {correlation:g} | {len(scores)} | {np.mean(scores):.2f} |")
     lines += ["", "| sequence | episodes | mean score | all four |", "|---|---|---|---|"]
     for task in dict.fromkeys(demo.task for demo in made):
         scores = [sum(demo.finished) for demo in made if demo.task == task]
@@ -166,7 +181,15 @@ def _make(task: Task, seed: Sequence[int], file: Path) -> int:
     made = _worker.demonstrate(task, seed)
     scratch = file.with_suffix(".part")
     with scratch.open("wb") as stream:
-        np.savez(stream, observations=made.episode.observations, actions=made.episode.actions, task=made.task, finished=made.finished)
+        np.savez(
+            stream,
+            observations=made.episode.observations,
+            actions=made.episode.actions,
+            task=made.task,
+            finished=made.finished,
+            noise=made.noise,
+            correlation=made.correlation,
+        )
     scratch.rename(file)
     return sum(made.finished)
 
@@ -174,7 +197,13 @@ def _make(task: Task, seed: Sequence[int], file: Path) -> int:
 def _read(file: Path) -> Demonstration:
     with np.load(file) as stored:
         episode = Episode(stored["observations"], stored["actions"])
-        return Demonstration(episode, tuple(stored["task"].tolist()), tuple(stored["finished"].tolist()))
+        return Demonstration(
+            episode,
+            tuple(stored["task"].tolist()),
+            tuple(stored["finished"].tolist()),
+            float(stored["noise"]),
+            float(stored["correlation"]),
+        )
 
 
 def _digest(config: KitchenCollectConfig, tasks: Sequence[Task]) -> str:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from training.contract.envelope import Envelope
 from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
+from training.contract.exploration import Exploration
 from training.contract.spec import (
     FORMAT_VERSION,
     LEARNER_WEIGHTS,
@@ -71,6 +72,7 @@ class Manifest(Frozen):
     golden: dict[str, GoldenVectors]
     networks: dict[str, Any] = Field(description="sizes from which the learner rebuilds its networks")
     finetuning: dict[str, Any] = Field(description="configuration of fine-tuning, as training.config.FinetuningConfig")
+    exploration: Exploration = Field(default=Exploration.SWITCHING, description="how sessions explore unless they say otherwise")
     provenance: Provenance
     envelope: Envelope | None = Field(default=None, description="limits of actions and observations; without it those of the spec hold")
 

@@ -1,8 +1,9 @@
 """Which task embedding an episode acts with: the same rule offline and in the service (SiMPL, section 4.3).
 
-A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I). If none of them brought any reward
-there is nothing to infer a task from, so it goes on exploring, every second episode with the plain skill prior (which reaches places
-that no training task asks for), until the first reward comes. From then on it acts with the posterior's mean.
+A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I), or, by Thompson sampling, from what
+the episodes before it say of the task. If none of them brought any reward there is nothing to infer a task from, so it goes on exploring,
+every second episode with the plain skill prior (which reaches places that no training task asks for), until the first reward comes. From
+then on it acts with the posterior's mean.
 All randomness derives from (session seed, episode, step), so a session that is recovered or replayed acts the same.
 """
 
@@ -33,20 +34,31 @@ class Exploration(StrEnum):
     """How conditioning episodes choose their embeddings.
 
     ``prior``: one for a whole episode, as SiMPL does. ``switching``: a new one every `SWITCH_SKILLS` skills, so that a long episode without
-    reward tries several tasks rather than staying at one that is not the right one.
+    reward tries several tasks rather than staying at one that is not the right one. ``thompson``: as ``switching`` until the first reward,
+    then one for a whole episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019,
+    section 4.2), so that exploring goes on where the task is likely to be.
     """
 
     PRIOR = "prior"
     SWITCHING = "switching"
+    THOMPSON = "thompson"
+
+    def asks_posterior(self, *, rewarded: bool) -> bool:
+        """Whether an exploratory embedding is drawn from the session's posterior."""
+        return self is Exploration.THOMPSON and rewarded
 
 
 @dataclass(frozen=True)
 class EpisodePlan:
-    """How one episode acts: with drawn embeddings, the first of them [E] (None: the posterior's mean), or with the plain skill prior."""
+    """How one episode acts: with drawn embeddings, the first of them [E] (None: the posterior's mean), or with the plain skill prior.
+
+    An embedding that was ``inferred``, from the posterior, stays for the whole episode; others may be redrawn (`drawn_embedding`).
+    """
 
     phase: Phase
     task_embedding: Floats | None
     use_skill_prior: bool = False
+    inferred: bool = False
 
 
 def automatic_phase(episode: int, conditioning_episodes: int, *, rewarded: bool, finetuned: bool) -> Phase:
@@ -64,10 +76,18 @@ def plan_episode(
     conditioning_episodes: int,
     task_embedding_dim: int,
     exploration: Exploration = Exploration.SWITCHING,
+    posterior: tuple[Floats, Floats] | None = None,
 ) -> EpisodePlan:
-    """How episode number ``episode`` acts in ``phase``."""
+    """How episode number ``episode`` acts in ``phase``.
+
+    ``posterior`` is the mean and scale [E] that exploring asks for (`Exploration.asks_posterior`), None where it does not.
+    """
     if phase is not Phase.EXPLORING:
-        return EpisodePlan(phase, None)
+        return EpisodePlan(phase, None, inferred=True)
+    if posterior is not None:
+        mean, scale = posterior
+        noise = drawn_embedding(Exploration.PRIOR, seed, episode, 0, task_embedding_dim)
+        return EpisodePlan(phase, mean + scale * noise, inferred=True)
     overtime = episode - conditioning_episodes
     if overtime >= 0 and overtime % 2 == 1:
         return EpisodePlan(phase, None, use_skill_prior=True)
@@ -76,7 +96,7 @@ def plan_episode(
 
 def drawn_embedding(exploration: Exploration, seed: int, episode: int, skill_index: int, task_embedding_dim: int) -> Floats:
     """The exploratory embedding [E], from N(0, I), with which skill number ``skill_index`` (from 0) of an episode is chosen."""
-    draw = skill_index // SWITCH_SKILLS if exploration is Exploration.SWITCHING else 0
+    draw = 0 if exploration is Exploration.PRIOR else skill_index // SWITCH_SKILLS
     generator = np.random.default_rng([_EMBEDDING_STREAM, seed, episode, draw])
     return generator.standard_normal(task_embedding_dim).astype(np.float32)
 

@@ -88,8 +88,8 @@ class SkilletKitchenEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.task = None if subtasks is None else self.kitchen.check_task(subtasks)
         self.render_mode = render_mode
         # Its own tasks and rewards are not used: they know no order.
-        self._simulation = KitchenEnv(tasks_to_complete=[], terminate_on_tasks_completed=False, remove_task_when_completed=False)
-        self.model, self.data = self._simulation.model, self._simulation.data
+        self.simulation = KitchenEnv(tasks_to_complete=[], terminate_on_tasks_completed=False, remove_task_when_completed=False)
+        self.model, self.data = self.simulation.model, self.simulation.data
         self.observation_space = gym.spaces.Box(*_limits(self.model), dtype=np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (len(ACTION),), np.float32)
         self._renderer: OffscreenRenderer | None = None
@@ -111,7 +111,7 @@ class SkilletKitchenEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         super().reset(seed=seed)
         if options:
             raise ValueError(f"expected no reset options, got {sorted(options)}")
-        noisy, _ = self._simulation.reset(seed=seed)
+        noisy, _ = self.simulation.reset(seed=seed)
         self._steps, self._completed = 0, {}
         return self._observation(noisy), self._info()
 
@@ -124,7 +124,7 @@ class SkilletKitchenEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         velocities = np.asarray(action, np.float64)
         if velocities.shape != (len(ACTION),) or not np.isfinite(velocities).all():
             raise ValueError(f"expected {len(ACTION)} finite velocities in [-1, 1], got {action!r}")
-        noisy, *_ = self._simulation.step(velocities)
+        noisy, *_ = self.simulation.step(velocities)
         self._steps += 1
         observation = self._observation(noisy)
         reward = self._advance(observation)
@@ -144,7 +144,7 @@ class SkilletKitchenEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-        self._simulation.close()
+        self.simulation.close()
 
     def _advance(self, observation: NDArray[np.float32]) -> float:
         """Note the subtasks that this observation finishes, and say how many they are."""
