@@ -64,7 +64,7 @@ class SkilletClient:
 
         Raises UnknownBundle, InvalidRequest, ConnectionFailed.
         """
-        body = {
+        body: dict[str, object] = {
             "seed": seed,
             "conditioning_episodes": conditioning_episodes,
             "finetuning": finetuning,
