@@ -1,10 +1,7 @@
 """Fixtures for the whole suite: a tiny bundle, a real Redis, the API on both, and a driver of the step loop."""
 
-import hashlib
-import shutil
 import signal
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from service.processes import Supervised
 from service.redis_server import EmbeddedRedis
 from service.settings import Settings
 from service.storage import connect
+from tests.kept_bundle import kept_bundle
 from training.contract.bundle import Bundle
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -27,22 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Bundle:
-    """A bundle of small untrained networks: S=4, A=2, Z=3, E=2, H=5. Exported anew only when the code that makes it has changed."""
-    kept = pytestconfig.cache.mkdir("tiny-bundle") / _sources_digest()
-    if not kept.exists():
-        from tests.tiny_bundle import make_tiny_bundle
-
-        make_tiny_bundle(kept)
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    shutil.copytree(kept, path)
-    return Bundle.load(path)
-
-
-def _sources_digest() -> str:
-    root = Path(__file__).parents[1]
-    sources = [root / "tests/tiny_bundle.py", *sorted((root / "training").rglob("*.py"))]
-    versions = [f"{name} {version(name)}" for name in ("torch", "onnx", "onnxruntime", "onnxscript")]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sources) + repr(versions).encode()).hexdigest()
+    """A bundle of small untrained networks: S=4, A=2, Z=3, E=2, H=5."""
+    return kept_bundle(pytestconfig, tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="session")

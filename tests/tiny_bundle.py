@@ -46,22 +46,22 @@ def tiny_config(**finetuning: float) -> TrainingConfig:
     )
 
 
-def make_tiny_bundle(path: Path, *, seed: int = 0, **finetuning: float) -> Bundle:
+def make_tiny_bundle(path: Path, *, seed: int = 0, spec: ModelSpec = TINY_SPEC, **finetuning: float) -> Bundle:
     """Export untrained networks as a bundle at ``path``; ``finetuning`` overrides entries of its fine-tuning configuration."""
     torch.manual_seed(seed)
     config = tiny_config(**finetuning)
     skills = SkillModel(
         config.features,
         config.skills,
-        state_mean=torch.zeros(S),
-        state_std=torch.ones(S),
-        action_low=torch.tensor(TINY_SPEC.action.low),
-        action_high=torch.tensor(TINY_SPEC.action.high),
+        state_mean=torch.zeros(spec.observation.dim),
+        state_std=torch.ones(spec.observation.dim),
+        action_low=torch.tensor(spec.action.low),
+        action_high=torch.tensor(spec.action.high),
     )
-    networks = MetaNetworks.fresh(skills, ContextLayout(S, Z), config.networks)
+    networks = MetaNetworks.fresh(skills, ContextLayout(spec.observation.dim, Z), config.networks)
     with torch.no_grad():  # an untrained policy is the skill prior; here the task embedding must show in the actions
         networks.policy.net[-1].weight.mul_(100)
-    return export_bundle(path, config=config, networks=networks, coefficient=3e-4, spec=TINY_SPEC, metrics={}, command="tests")
+    return export_bundle(path, config=config, networks=networks, coefficient=3e-4, spec=spec, metrics={}, command="tests")
 
 
 def with_finetuning(bundle: Bundle, path: Path, **finetuning: float) -> Bundle:

@@ -1,10 +1,8 @@
 """What a run tells: a live display, a table at the end, a JSON file."""
 
 import json
-import os
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from clients.sdk import FinetuningStatus
+from clients.sdk import FinetuningStatus, SessionInfo
+from clients.simulator.whole_file import replacing
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeResult:
-    """One episode: its number, the phase it acted in, the summed reward, the version in use at its end, wall seconds."""
+    """One episode: its number, the phase it acted in, the summed reward, the version in use at its end, wall seconds.
+
+    ``completed``: the subtasks that were finished, in order, and the step, counted from 1, that finished each; None where a task has none.
+    """
 
     index: int
     phase: str
@@ -28,10 +30,18 @@ class EpisodeResult:
     steps: int
     policy_version: int
     seconds: float
+    completed: Mapping[str, int] | None = None
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in a few words."""
+        if self.completed is None:
+            return "reached" if self.success else "missed"
+        return ", ".join(f"{name} {step}" for name, step in self.completed.items()) or "nothing"
 
     def to_json(self) -> dict[str, Any]:
         """The episode as it stands in the JSON file."""
-        return {
+        record = {
             "index": self.index,
             "phase": self.phase,
             "return": self.total_reward,
@@ -40,6 +50,7 @@ class EpisodeResult:
             "policy_version": self.policy_version,
             "seconds": round(self.seconds, 4),
         }
+        return record if self.completed is None else record | {"completed": dict(self.completed)}
 
 
 @dataclass
@@ -59,8 +70,8 @@ class Watcher(Protocol):
         """An episode begins."""
         ...
 
-    def stepped(self, steps: int, total_reward: float, policy_version: int) -> None:
-        """Some steps of the episode are done."""
+    def stepped(self, steps: int, total_reward: float, policy_version: int, completed: Mapping[str, int] | None) -> None:
+        """Some steps of the episode are done, and some subtasks, where a task has them."""
         ...
 
     def waiting(self) -> None:
@@ -73,10 +84,10 @@ class Watcher(Protocol):
 
 
 class Display:
-    """A live line on a terminal; on anything else one plain line per episode."""
+    """A live line on a terminal; on anything else one plain line per episode. ``subtasks``: of how many a task consists, if of any."""
 
-    def __init__(self, console: Console, episodes: int) -> None:
-        self._console, self._episodes = console, episodes
+    def __init__(self, console: Console, episodes: int, subtasks: int = 0) -> None:
+        self._console, self._episodes, self._subtasks = console, episodes, subtasks
         self._results: list[EpisodeResult] = []
         self._episode, self._phase, self._doing = 0, "", "starting"
         self._began = time.perf_counter()
@@ -104,10 +115,11 @@ class Display:
         """Show the new episode."""
         self._episode, self._phase, self._began = episode, phase, time.perf_counter()
 
-    def stepped(self, steps: int, total_reward: float, policy_version: int) -> None:
+    def stepped(self, steps: int, total_reward: float, policy_version: int, completed: Mapping[str, int] | None = None) -> None:
         """Show the running episode."""
         rate = steps / (time.perf_counter() - self._began)
-        self._show(f"return {total_reward:g}  policy v{policy_version}  {rate:.0f} steps/s")
+        finished = f" ({', '.join(completed)})" if completed else ""
+        self._show(f"{self._earned(total_reward)}{finished}  policy v{policy_version}  {rate:.0f} steps/s")
 
     def waiting(self) -> None:
         """Show that the learner is waited for."""
@@ -130,16 +142,29 @@ class Display:
         self._results.append(result)
         self._progress.advance(self._line)
         if not self._console.is_terminal:
-            outcome = "reached" if result.success else "missed"
             self._console.print(
-                f"episode {result.index:3d}  {result.phase:10s}  {outcome:7s}  return {result.total_reward:g}  {result.steps} steps  "
+                f"episode {result.index:3d}  {result.phase:10s}  {self._told(result)}  {result.steps} steps  "
                 f"{result.steps / result.seconds:.0f} steps/s  policy v{result.policy_version}",
                 highlight=False,
             )
 
     def _show(self, text: str) -> None:
-        success = f"  success {mean([r.success for r in self._results]):.2f}" if self._results else ""
-        self._progress.update(self._line, description=f"episode {self._episode}  {self._phase}{success}  {text}")
+        self._progress.update(self._line, description=f"episode {self._episode}  {self._phase}{self._so_far()}  {text}")
+
+    def _so_far(self) -> str:
+        if not self._results:
+            return ""
+        if not self._subtasks:
+            return f"  success {mean([r.success for r in self._results]):.2f}"
+        return f"  mean score {mean([r.total_reward for r in self._results]):.2f}"
+
+    def _told(self, result: EpisodeResult) -> str:
+        if not self._subtasks:
+            return f"{result.outcome:7s}  {self._earned(result.total_reward)}"
+        return f"{self._earned(result.total_reward)}: {result.outcome}{self._so_far()}"
+
+    def _earned(self, total_reward: float) -> str:
+        return f"score {total_reward:g} of {self._subtasks}" if self._subtasks else f"return {total_reward:g}"
 
 
 def mean(values: Sequence[float]) -> float:
@@ -161,21 +186,28 @@ def blocks(results: Sequence[EpisodeResult], conditioning: int) -> list[tuple[st
     return named
 
 
-def summary_table(results: Sequence[EpisodeResult], conditioning: int) -> Table:
-    """Mean success, return, steps and seconds per block of episodes."""
-    table = Table("episodes", "phase", "success", "return", "steps", "s/episode", "policy", title="What happened")
+def summary_table(results: Sequence[EpisodeResult], conditioning: int, subtasks: Sequence[str] = ()) -> Table:
+    """Mean success and return per block of episodes, or mean score and the share of episodes that finished each subtask; steps, seconds."""
+    scores = (f"score of {len(subtasks)}", *subtasks) if subtasks else ("success", "return")
+    table = Table("episodes", "phase", *scores, "steps", "s/episode", "policy", title="What happened")
     for name, inside in blocks(results, conditioning):
         phases = " ".join(dict.fromkeys(r.phase for r in inside))
         table.add_row(
             name,
             phases,
-            f"{mean([r.success for r in inside]):.2f}",
-            f"{mean([r.total_reward for r in inside]):.2f}",
+            *(f"{value:.2f}" for value in _block_scores(inside, subtasks)),
             f"{mean([r.steps for r in inside]):.0f}",
             f"{mean([r.seconds for r in inside]):.2f}",
             f"v{inside[-1].policy_version}",
         )
     return table
+
+
+def _block_scores(inside: Sequence[EpisodeResult], subtasks: Sequence[str]) -> list[float]:
+    earned = mean([result.total_reward for result in inside])
+    if not subtasks:
+        return [mean([result.success for result in inside]), earned]
+    return [earned, *(mean([name in (result.completed or ()) for result in inside]) for name in subtasks)]
 
 
 def times_line(times: StepTimes) -> str:
@@ -190,16 +222,15 @@ def times_line(times: StepTimes) -> str:
     )
 
 
-def write_json(path: Path, *, env: str, task: str, seed: int, results: Sequence[EpisodeResult]) -> None:
-    """Write the run's record as a whole: beside its place first, then renamed into it."""
-    record = {"env": env, "task": task, "seed": seed, "episodes": [result.to_json() for result in results]}
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1, allow_nan=False)
-            file.write("\n")
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+def write_json(path: Path, *, env: str, task: str, about: SessionInfo, results: Sequence[EpisodeResult]) -> None:
+    """Write the run's record as a whole: what was run with which bundle, and every episode."""
+    record = {
+        "env": env,
+        "task": task,
+        "seed": about.seed,
+        "conditioning": about.conditioning_episodes,
+        "bundle": about.bundle.digest,
+        "episodes": [result.to_json() for result in results],
+    }
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -56,12 +56,14 @@ class Simulation:
             if self.keep_paths:
                 path.append(observation)
             if steps % REPORT_EVERY_STEPS == 0:
-                self.watcher.stepped(steps, total, last.policy_version)
+                self.watcher.stepped(steps, total, last.policy_version, info.get("completed"))
         if self.keep_paths:
             self.paths[episode.episode] = np.array(path, np.float32)
         self.times.steps += steps
         success = bool(info.get("success", terminated))
-        return EpisodeResult(episode.episode, episode.phase, total, success, steps, last.policy_version, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        completed = info.get("completed")
+        return EpisodeResult(episode.episode, episode.phase, total, success, steps, last.policy_version, seconds, completed)
 
     def _step(self, action: Action) -> tuple[Any, float, bool, Action, dict[str, Any]]:
         before = time.perf_counter()

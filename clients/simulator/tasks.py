@@ -11,10 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.simulator.layout import Cell
+from clients.simulator.report import EpisodeResult
 from clients.simulator.subtasks import SubtaskOrder, load_kitchen
 
-RunPlot = Callable[[gym.Env[Any, Any], Mapping[int, NDArray[np.float32]], Sequence[bool], Path, int], None]
-"""Draws a run into a file: the environment, observations [T + 1, S] by episode number, success by episode, the file, K."""
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What there is to draw of a run: observations [T + 1, S] by episode number, the episodes, K, the task's subtasks in their order."""
+
+    env: gym.Env[Any, Any]
+    paths: Mapping[int, NDArray[np.float32]]
+    results: Sequence[EpisodeResult]
+    conditioning: int
+    subtasks: Sequence[str] = ()
+
+
+RunPlot = Callable[[FinishedRun, Path], str | None]
+"""Draws a run, of at least one episode, into a file. Returns what the picture lacks and why, when it lacks anything."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,8 @@ class Domain:
     task_from_text: Callable[[str], Any]
     task_label: Callable[[Any], str]
     plot: RunPlot | None = None
+    subtasks: Callable[[str], Sequence[str]] = lambda text: ()
+    """The subtasks of a written task in the order in which they pay; none where a task is all or nothing."""
 
     def make(self, task_text: str, *, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Make the environment of a written task.
@@ -70,16 +85,15 @@ def subtasks_label(task: SubtaskOrder) -> str:
     return ",".join(task)
 
 
-def plot_maze_run(
-    env: gym.Env[Any, Any], paths: Mapping[int, NDArray[np.float32]], success: Sequence[bool], file: Path, conditioning: int
-) -> None:
+def plot_maze_run(run: FinishedRun, file: Path) -> None:
     """Paths of the conditioning episodes and of the last ones, and success per episode."""
     from clients.simulator.plot import plot_run  # matplotlib takes half a second to load, and most runs draw nothing
 
-    maze: Any = env.unwrapped
-    first = min(paths)  # of a session that is gone on with, earlier episodes were not seen here
-    seen = {episode - first: path for episode, path in paths.items()}
-    plot_run(maze.layout, seen, success, maze.goal, file, conditioning=max(0, conditioning - first), goal_radius=maze.goal_radius)
+    maze: Any = run.env.unwrapped
+    first = min(run.paths)  # of a session that is gone on with, earlier episodes were not seen here
+    seen = {episode - first: path for episode, path in run.paths.items()}
+    success = [result.success for result in run.results]
+    plot_run(maze.layout, seen, success, maze.goal, file, conditioning=max(0, run.conditioning - first), goal_radius=maze.goal_radius)
 
 
 DOMAINS = {
@@ -99,6 +113,7 @@ DOMAINS = {
         task_argument="subtasks",
         task_from_text=subtasks_from_text,
         task_label=subtasks_label,
+        subtasks=subtasks_from_text,
     ),
 }
 """Name on the command line -> domain."""

@@ -93,6 +93,7 @@ class SkilletKitchenEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.observation_space = gym.spaces.Box(*_limits(self.model), dtype=np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (len(ACTION),), np.float32)
         self._renderer: OffscreenRenderer | None = None
+        self._shown: Any = None  # a state of its own for pictures of observations
         self._steps = 0
         self._completed: dict[str, int] = {}
 
@@ -133,11 +134,18 @@ class SkilletKitchenEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def render(self) -> NDArray[np.uint8] | None:
         """Picture of the kitchen from behind the arm, RGB [480, 480, 3]; None without ``render_mode``."""
-        if self.render_mode is None:
-            return None
-        if self._renderer is None:
-            self._renderer = OffscreenRenderer(self.model, _camera(), width=PICTURE_SIZE, height=PICTURE_SIZE)
-        return self._renderer.render(self.data)
+        return None if self.render_mode is None else self._drawn(self.data)
+
+    def draw(self, observation: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """Picture of the kitchen as an observation [30] has it, RGB [480, 480, 3]. The running episode stays as it is.
+
+        Raises:
+            RuntimeError: there is no graphics library; the message says what to install.
+        """
+        if self._shown is None:
+            self._shown = mujoco.MjData(self.model)
+        self._shown.qpos[:] = observation
+        return self._drawn(self._shown)
 
     def close(self) -> None:
         """Free what rendering holds."""
@@ -145,6 +153,11 @@ class SkilletKitchenEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             self._renderer.close()
             self._renderer = None
         self.simulation.close()
+
+    def _drawn(self, data: Any) -> NDArray[np.uint8]:
+        if self._renderer is None:
+            self._renderer = OffscreenRenderer(self.model, _camera(), width=PICTURE_SIZE, height=PICTURE_SIZE)
+        return self._renderer.render(data)
 
     def _advance(self, observation: NDArray[np.float32]) -> float:
         """Note the subtasks that this observation finishes, and say how many they are."""

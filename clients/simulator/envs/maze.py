@@ -109,6 +109,7 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.model = mujoco.MjModel.from_xml_string(maze_mjcf(self.maze.layout))
         self.data = mujoco.MjData(self.model)
         self._renderer: OffscreenRenderer | None = None
+        self._shown: Any = None  # a state of its own for pictures of observations
         if self.goal is not None:
             self.model.site("goal").pos[:2] = self.goal
             self.model.site("goal").rgba[3] = 0.6
@@ -187,17 +188,29 @@ class PointMazeEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
         The ball is drawn inside a disc three times its size, which collides with nothing.
         """
-        if self.render_mode is None:
-            return None
-        if self._renderer is None:
-            self._renderer = OffscreenRenderer(self.model, "top", width=PICTURE_SIZE, height=PICTURE_SIZE)
-        return self._renderer.render(self.data)
+        return None if self.render_mode is None else self._drawn(self.data)
+
+    def draw(self, observation: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """Picture of the maze as an observation [4] has it, as `render` draws it. The running episode stays as it is.
+
+        Raises:
+            RuntimeError: there is no graphics library; the message says what to install.
+        """
+        if self._shown is None:
+            self._shown = mujoco.MjData(self.model)
+        self._shown.qpos[:] = observation[:2]
+        return self._drawn(self._shown)
 
     def close(self) -> None:
         """Free what rendering holds."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+    def _drawn(self, data: Any) -> NDArray[np.uint8]:
+        if self._renderer is None:
+            self._renderer = OffscreenRenderer(self.model, "top", width=PICTURE_SIZE, height=PICTURE_SIZE)
+        return self._renderer.render(data)
 
     def _observation(self) -> NDArray[np.float32]:
         return np.concatenate([self.data.qpos, self.data.qvel]).astype(np.float32)

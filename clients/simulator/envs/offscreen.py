@@ -9,12 +9,20 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+SAMPLES = 4
+"""Points of a pixel that are drawn and averaged."""
+BACKGROUND = 235
+"""Grey of what lies behind everything."""
+
 
 class OffscreenRenderer:
     """Draws a model into arrays, through one of its cameras (by name) or a free one (``mujoco.MjvCamera``).
 
     The drawing backend is ``MUJOCO_GL`` when that is set (``egl``, ``osmesa``, ``glfw``), else EGL on Linux, which needs no display, and
     the system's own elsewhere. It is loaded here and not on import, so that simulating needs no graphics library.
+
+    Drawn plainly, on one grey and without shadows: in the kitchen, whose four lights each throw one, they cost eight ninths of the time
+    of a picture (1.2 s against 0.13 on one core) and hide what happens.
 
     Raises:
         RuntimeError: the backend cannot be loaded; the message says what to install or set.
@@ -27,10 +35,13 @@ class OffscreenRenderer:
         # EGL is shut down when the interpreter ends: the context has to go before, however the program is left.
         self._close = weakref.finalize(self, self._context.free)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._options = mujoco.MjvOption()
         self._camera = _fixed_camera(model, camera) if isinstance(camera, str) else camera
         # The buffer holds one picture: some models ask for one of many megapixels, which costs hundreds of megabytes.
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        model.vis.quality.offsamples, model.vis.quality.shadowsize = SAMPLES, 0
+        _plain_background(model)
         self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
         self._viewport = mujoco.MjrRect(0, 0, width, height)
@@ -60,6 +71,12 @@ def _fixed_camera(model: Any, name: str) -> Any:
     camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
     camera.fixedcamid = model.camera(name).id
     return camera
+
+
+def _plain_background(model: Any) -> None:
+    for sky in np.flatnonzero(model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX):
+        size = model.tex_height[sky] * model.tex_width[sky] * model.tex_nchannel[sky]
+        model.tex_data[model.tex_adr[sky] : model.tex_adr[sky] + size] = BACKGROUND
 
 
 def _gl_context(width: int, height: int) -> Any:

@@ -7,6 +7,7 @@ import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import av
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -75,6 +76,33 @@ def test_an_episode_that_misses_its_goal_ends_at_the_time_limit(simulate):
     assert status == 0
     episode = record["episodes"][0]
     assert (episode["success"], episode["return"], episode["steps"], episode["policy_version"]) == (False, 0.0, 2000, 0)
+
+
+def test_a_run_in_the_kitchen_tells_scores_and_subtasks(service_url, tmp_path, capsys):
+    file, task = tmp_path / "out.json", "microwave,kettle,bottom burner,hinge cabinet"
+    arguments = ["--url", service_url, "--env", "kitchen", "--task", task, "--episodes", "2", "--conditioning", "1", "--no-finetune"]
+    assert main([*arguments, "--json", str(file)]) == 0
+    record = json.loads(file.read_text())
+    assert (record["env"], record["task"], record["conditioning"]) == ("kitchen", task, 1)
+    assert [(episode["phase"], episode["steps"]) for episode in record["episodes"]] == [("exploring", 280), ("exploring", 280)]
+    assert all(episode["return"] == len(episode["completed"]) for episode in record["episodes"])
+    printed = capsys.readouterr().out
+    assert f"score {record['episodes'][0]['return']:g} of 4: " in printed
+    assert all(name in printed for name in task.split(","))
+
+
+def test_a_video_shows_the_chosen_episodes(simulate, tmp_path, capsys):
+    if sys.platform != "linux":
+        pytest.skip("draws without a screen through EGL")
+    video = tmp_path / "run.mp4"
+    status, _ = simulate("--task", AT_THE_START, "--episodes", 3, "--no-finetune", "--video", video, "--video-episodes", "0,last,2")
+    said = capsys.readouterr()
+    if "cannot draw with the graphics backend" in said.err:
+        pytest.skip(said.err)
+    assert status == 0
+    assert f"{video}: episode 0 and 2" in said.out.replace("\n", "")
+    with av.open(str(video)) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (960, 512)
 
 
 def test_the_same_seed_gives_the_same_paths_and_another_one_does_not(client):
@@ -155,12 +183,12 @@ def test_a_loop_goes_on_where_it_was_when_the_service_is_killed_and_started_agai
                 action = session.step(0.0, np.full(4, step / 10), False, False)
 
     with ExitStack() as services:
-        url, process = services.enter_context(started_service(maze_like_bundle.path, tmp_path / "data", port=port))
+        url, process = services.enter_context(started_service(maze_like_bundle.path, data_dir=tmp_path / "data", port=port))
 
         def kill_and_start_again():
             process.kill()
             process.wait()
-            services.enter_context(started_service(maze_like_bundle.path, tmp_path / "data", port=port))
+            services.enter_context(started_service(maze_like_bundle.path, data_dir=tmp_path / "data", port=port))
 
         with SkilletClient(url) as client:
             calm = list(actions(client, lambda: None))
@@ -175,7 +203,7 @@ def test_a_loop_goes_on_where_it_was_when_the_service_is_killed_and_started_agai
 def test_a_robot_that_has_found_its_goal_by_exploring_goes_there_again_and_its_policy_is_fine_tuned(tmp_path):
     """Learning through the HTTP path succeeds: the committed bundle, a goal it was not trained for, a learner beside the API."""
     file = tmp_path / "out.json"
-    with started_service(ROOT / "bundles" / "maze", tmp_path / "data", learners=1) as (url, _):
+    with started_service(ROOT / "bundles" / "maze", data_dir=tmp_path / "data", learners=1) as (url, _):
         arguments = ["--env", "maze", "--task", "12,7", "--episodes", "16", "--conditioning", "8", "--max-wait-s", "20"]
         assert main(["--url", url, *arguments, "--json", str(file)]) == 0
     episodes = json.loads(file.read_text())["episodes"]

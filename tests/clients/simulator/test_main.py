@@ -1,5 +1,7 @@
 """The command line: what it refuses, each in one line and with status 2."""
 
+import sys
+
 import pytest
 
 from clients.simulator.__main__ import main
@@ -20,6 +22,8 @@ GOOD = ["--env", "maze", "--task", "12,7", "--episodes", "2"]
         ([*GOOD, "--conditioning", "-1"], "at least 0, got '-1'"),
         ([*GOOD, "--max-wait-s", "nan"], "number of seconds"),
         ([*GOOD, "--json", "no/such/directory/out.json"], "directory that is there"),
+        ([*GOOD, "--video-episodes", "first,third"], "'first' or 'last'"),
+        ([*GOOD, "--video-episodes", "0,1,0,1,0"], "up to 4"),
         ([*GOOD, "--url", "ftp://here"], "http://HOST:PORT"),
         (["--env", "maze"], "required: --task, --episodes"),
     ],
@@ -38,6 +42,29 @@ def test_a_mistake_in_the_arguments_is_one_line_and_status_2(arguments, message,
 def test_a_service_that_is_not_there_is_one_line_and_status_2(capsys):
     assert main(["--url", f"http://127.0.0.1:{free_port()}", *GOOD]) == 2
     assert "nothing listens at" in capsys.readouterr().err
+
+
+def test_without_a_graphics_library_a_video_is_refused_before_the_service_is_asked(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setitem(sys.modules, "mujoco.egl", None)
+    assert main(["--url", f"http://127.0.0.1:{free_port()}", *GOOD, "--video", str(tmp_path / "out.mp4")]) == 2
+    error = capsys.readouterr().err
+    assert "On Linux install libegl1" in error
+    assert error.count("\n") == 1
+
+
+def test_without_the_library_that_writes_videos_one_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["--url", f"http://127.0.0.1:{free_port()}", *GOOD, "--video", str(tmp_path / "out.mp4")]) == 2
+    assert "pip install av" in capsys.readouterr().err
+
+
+def test_a_video_of_an_episode_that_will_not_be_run_is_refused_before_a_session_is_opened(capsys):
+    bundles = {"bundles": [{"name": "maze", "digest": "ab" * 32, "env_id": "skillet/PointMaze-v0"}]}
+    with http_server(says(200, bundles)) as (url, server):
+        assert main(["--url", url, *GOOD, "--video-episodes", "0,2"]) == 2
+    assert "among 0 to 1, which are run; got 2" in capsys.readouterr().err
+    assert [method for method, _, _ in server.seen if method != "GET"] == []
 
 
 def test_a_service_whose_bundles_are_for_other_robots_is_named_before_a_session_is_opened(capsys):

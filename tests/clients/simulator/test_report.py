@@ -6,12 +6,23 @@ import json
 import pytest
 from rich.console import Console
 
+from clients.sdk import SessionInfo
+from clients.sdk.models import parse
 from clients.simulator.report import Display, EpisodeResult, StepTimes, blocks, summary_table, times_line, write_json
+from tests.clients.servers import SESSION
 from tests.clients.simulator.test_run import status
+
+ABOUT = parse(SessionInfo, {**SESSION, "seed": 3, "conditioning_episodes": 7})
+SUBTASKS = ("kettle", "microwave", "light switch", "slide cabinet")
 
 
 def episode(index, *, success=False, phase="exploring"):
     return EpisodeResult(index, phase, 1.0 if success else 0.0, success, 10 + index, index // 10, 0.5)
+
+
+def kitchen_episode(index, *completed, phase="exploring"):
+    steps = {name: 30 * rank for rank, name in enumerate(completed, 1)}
+    return EpisodeResult(index, phase, float(len(steps)), len(steps) == 4, 280, 0, 0.5, steps)
 
 
 def test_blocks_are_conditioning_then_five_then_tens():
@@ -28,9 +39,10 @@ def test_blocks_of_a_run_that_ended_early_or_went_on_later_hold_what_is_there():
 
 def test_the_json_file_has_exactly_the_agreed_fields(tmp_path):
     file = tmp_path / "out.json"
-    write_json(file, env="maze", task="12,7", seed=3, results=[episode(0), episode(1, success=True, phase="adapted")])
+    write_json(file, env="maze", task="12,7", about=ABOUT, results=[episode(0), episode(1, success=True, phase="adapted")])
     record = json.loads(file.read_text())
-    assert list(record) == ["env", "task", "seed", "episodes"]
+    assert list(record) == ["env", "task", "seed", "conditioning", "bundle", "episodes"]
+    assert (record["seed"], record["conditioning"], record["bundle"]) == (ABOUT.seed, ABOUT.conditioning_episodes, ABOUT.bundle.digest)
     assert record["episodes"][1] == {
         "index": 1,
         "phase": "adapted",
@@ -43,12 +55,19 @@ def test_the_json_file_has_exactly_the_agreed_fields(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
+def test_the_json_file_has_the_subtasks_of_tasks_that_have_any(tmp_path):
+    file = tmp_path / "out.json"
+    write_json(file, env="kitchen", task=",".join(SUBTASKS), about=ABOUT, results=[kitchen_episode(0), kitchen_episode(1, *SUBTASKS[:2])])
+    episodes = json.loads(file.read_text())["episodes"]
+    assert [(record["return"], record["completed"]) for record in episodes] == [(0.0, {}), (2.0, {"kettle": 30, "microwave": 60})]
+
+
 def test_a_json_file_that_cannot_be_written_leaves_the_old_one_as_it_was(tmp_path):
     file = tmp_path / "out.json"
     file.write_text("old")
     broken = EpisodeResult(0, "exploring", float("nan"), False, 1, 0, 0.5)
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(file, env="maze", task="12,7", seed=3, results=[broken])
+        write_json(file, env="maze", task="12,7", about=ABOUT, results=[broken])
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
@@ -85,6 +104,35 @@ def test_the_table_gives_the_mean_success_of_each_block():
     Console(file=out, width=160).print(summary_table([episode(0), episode(1, success=True)], conditioning=1))
     assert "conditioning (0-0)" in out.getvalue()
     assert "1.00" in out.getvalue().splitlines()[-2]
+
+
+def test_episodes_of_subtasks_tell_score_subtasks_with_their_steps_and_the_mean_score():
+    out = io.StringIO()
+    with Display(Console(file=out, width=160), episodes=2, subtasks=4) as display:
+        display.episode_finished(kitchen_episode(0))
+        display.episode_finished(kitchen_episode(1, *SUBTASKS[:3], phase="adapted"))
+    first, second = out.getvalue().splitlines()
+    assert first.startswith("episode   0  exploring   score 0 of 4: nothing  mean score 0.00  280 steps")
+    assert second.startswith("episode   1  adapted     score 3 of 4: kettle 30, microwave 60, light switch 90  mean score 1.50  280 steps")
+
+
+def test_a_terminal_shows_which_subtasks_are_finished_so_far():
+    out = io.StringIO()
+    with Display(Console(file=out, width=200, force_terminal=True), episodes=2, subtasks=4) as display:
+        display.episode_finished(kitchen_episode(0, "kettle"))
+        display.episode_started(1, "adapted")
+        display.stepped(64, 2.0, 3, {"kettle": 20, "microwave": 33})
+    assert "episode 1  adapted  mean score 1.00  score 2 of 4 (kettle, microwave)  policy v3" in out.getvalue()
+
+
+def test_the_table_gives_the_mean_score_and_the_share_of_episodes_that_finished_each_subtask():
+    out = io.StringIO()
+    table = summary_table([kitchen_episode(0), kitchen_episode(1, *SUBTASKS[:3]), kitchen_episode(2, "kettle")], 1, SUBTASKS)
+    Console(file=out, width=160).print(table)
+    head = next(line for line in out.getvalue().splitlines() if "score of 4" in line)
+    assert [cell.strip() for cell in head.split("\u2503")[3:8]] == ["score of 4", *SUBTASKS]
+    after = next(line for line in out.getvalue().splitlines() if "next five (1-2)" in line)
+    assert [cell.strip() for cell in after.split("\u2502")[3:8]] == ["2.00", "1.00", "0.50", "0.50", "0.00"]
 
 
 def test_the_times_say_what_one_step_is_made_of():
