@@ -96,6 +96,26 @@ def plot_maze_run(run: FinishedRun, file: Path) -> None:
     plot_run(maze.layout, seen, success, maze.goal, file, conditioning=max(0, run.conditioning - first), goal_radius=maze.goal_radius)
 
 
+def plot_kitchen_run(run: FinishedRun, file: Path) -> str | None:
+    """The arm in the first episode and in the last, when each subtask was finished, and the score per episode.
+
+    Where nothing can be drawn without a screen the picture has no arm, and the reason is returned.
+    """
+    from clients.simulator.timeline import plot_subtask_run, strip_of
+    from clients.simulator.video import drawing_of
+
+    try:
+        draw = drawing_of(run.env)
+    except ValueError as error:
+        plot_subtask_run(run.results, run.subtasks, run.conditioning, file)
+        return f"does not show the arm: {error}"
+    shown = run.results[:1] if len(run.results) == 1 else (run.results[0], run.results[-1])
+    plot_subtask_run(
+        run.results, run.subtasks, run.conditioning, file, [strip_of(result, run.paths[result.index], draw) for result in shown]
+    )
+    return None
+
+
 DOMAINS = {
     "maze": Domain(
         name="maze",
@@ -113,6 +133,7 @@ DOMAINS = {
         task_argument="subtasks",
         task_from_text=subtasks_from_text,
         task_label=subtasks_label,
+        plot=plot_kitchen_run,
         subtasks=subtasks_from_text,
     ),
 }

@@ -134,3 +134,24 @@ def test_a_picture_shows_the_arm_moving():
     assert before.shape == after.shape == (480, 480, 3)
     assert before.std() > 20
     assert np.abs(before.astype(int) - after).max() > 50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="draws without a screen through EGL")
+def test_an_observation_is_drawn_as_it_was_and_without_disturbing_the_episode(env):
+    shown, twin = SkilletKitchenEnv(TASK, render_mode="rgb_array"), env
+    start, _ = shown.reset(seed=3)
+    twin.reset(seed=3)
+    try:
+        at_the_start = shown.draw(start)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    moved = start.copy()
+    moved[22] = -1.0
+    assert np.abs(shown.draw(moved).astype(int) - at_the_start).max() > 50
+    np.testing.assert_array_equal(shown.draw(start), at_the_start)
+    for _ in range(3):
+        action = np.full(9, 0.3, np.float32)
+        np.testing.assert_array_equal(shown.step(action)[0], twin.step(action)[0])
+        shown.draw(moved)
+    np.testing.assert_array_equal(shown.draw(shown.data.qpos), shown.render())
+    shown.close()
