@@ -6,7 +6,7 @@ Actions and transitions advance separately: a client may act ahead and post tran
 from service import schemas
 from service.errors import WrongStep
 from service.policies import MetaPolicy, Networks
-from service.recording import no_open_episode
+from service.recording import ended_at, no_open_episode
 from service.session_state import LastAction, Loaded, OpenSkill, Posterior, Session
 from training.contract.context import Floats, pack_rows, unpack_rows
 from training.contract.exploration import Phase, automatic_phase, drawn_embedding, plan_episode, skill_noise
@@ -52,6 +52,7 @@ def begin_episode(session: Session, phase: Phase, posterior: Posterior) -> None:
     session.episode_return, session.first_row = 0.0, session.rows
     session.versions_used, session.skills = [], []
     session.last_action, session.last_outcome = None, None
+    session.held, session.pending, session.ended = [], {}, None
 
 
 def wanted_version(loaded: Loaded, horizon: int) -> int | None:
@@ -69,7 +70,7 @@ def act(session: Session, step: int, state: Floats, *, networks: Networks, polic
     """
     if session.last_action is not None and step == session.last_action.step:
         return _reply(session, session.last_action, replayed=True)
-    if not session.episode_open:
+    if not session.episode_open or ended_at(session) is not None:
         raise no_open_episode(session)
     if step != session.act_step:
         raise _wrong_step(session, step)

@@ -27,20 +27,20 @@ class Adaptation:
     def __init__(self, store: SessionStore, jobs: JobQueue, inference_interval_s: float) -> None:
         self._store, self._jobs, self._interval_s = store, jobs, inference_interval_s
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task-inference")
-        self._running: dict[str, tuple[int, asyncio.Task[Posterior]]] = {}
+        self._running: dict[str, tuple[tuple[int, int], asyncio.Task[Posterior]]] = {}
         self._last_started: dict[str, float] = {}
 
     async def posterior(self, loaded: Loaded, networks: Networks) -> Posterior:
         """The task posterior of all context that ``loaded`` has: the stored one if it is up to date, else inferred now."""
         stored = self._store.load_task(loaded.keys, networks.spec.task_embedding_dim)
-        if stored.version == loaded.session.rows:
+        if (stored.version, stored.revision) == (loaded.session.rows, loaded.session.revision):
             return stored
         return await asyncio.shield(self._infer(loaded, networks))
 
     def context_grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
         """Called after a save: start inference (within an episode not too often), and queue the session once an episode completed."""
         session_id, now = loaded.session.session_id, time.monotonic()
-        if not changes.rows:
+        if not changes.rows and not changes.late_rewards and changes.episode is None:
             return
         if changes.episode is not None or now - self._last_started.get(session_id, -self._interval_s) >= self._interval_s:
             self._infer(loaded, networks)
@@ -62,30 +62,30 @@ class Adaptation:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _infer(self, loaded: Loaded, networks: Networks) -> asyncio.Task[Posterior]:
-        session_id, rows = loaded.session.session_id, loaded.session.rows
-        version, task = self._running.get(session_id, (-1, None))
-        if task is not None and version == rows:
+        session_id, wanted = loaded.session.session_id, (loaded.session.rows, loaded.session.revision)
+        version, task = self._running.get(session_id, (None, None))
+        if task is not None and version == wanted:
             return task
         self._last_started[session_id] = time.monotonic()
-        task = asyncio.create_task(self._infer_in_thread(loaded.keys, rows, networks))
-        self._running[session_id] = (rows, task)
+        task = asyncio.create_task(self._infer_in_thread(loaded.keys, *wanted, networks))
+        self._running[session_id] = (wanted, task)
         task.add_done_callback(lambda done: self._finished(session_id, done))
         return task
 
-    async def _infer_in_thread(self, keys: SessionKeys, rows: int, networks: Networks) -> Posterior:
+    async def _infer_in_thread(self, keys: SessionKeys, rows: int, revision: int, networks: Networks) -> Posterior:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._infer_now, keys, rows, networks)
+        return await loop.run_in_executor(self._executor, self._infer_now, keys, rows, revision, networks)
 
-    def _infer_now(self, keys: SessionKeys, rows: int, networks: Networks) -> Posterior:
+    def _infer_now(self, keys: SessionKeys, rows: int, revision: int, networks: Networks) -> Posterior:
         if rows == 0:
             return task_prior(networks.spec.task_embedding_dim)
         context = self._store.context(keys, 0, rows, networks.layout.width)
-        posterior = Posterior(rows, *networks.infer_task(context))
+        posterior = Posterior(rows, *networks.infer_task(context), revision)
         self._store.save_task(keys, posterior)
         return posterior
 
     def _finished(self, session_id: str, done: asyncio.Task[Posterior]) -> None:
-        if self._running.get(session_id, (0, None))[1] is done:
+        if self._running.get(session_id, (None, None))[1] is done:
             del self._running[session_id]
         if done.cancelled():
             return

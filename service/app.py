@@ -10,6 +10,7 @@ from service import openapi
 from service.adaptation import Adaptation
 from service.control_routes import control
 from service.errors import StartupError
+from service.idempotency import CreatedSessions
 from service.jobs import JobQueue
 from service.metrics import Metrics
 from service.operation_routes import bundles as bundle_routes
@@ -76,4 +77,4 @@ def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) 
     adaptation = Adaptation(store, JobQueue(redis), settings.inference_interval_s)
     metrics.count_versions(versions)
     loop = StepLoop(settings, store=store, versions=versions, bundles=bundles, adaptation=adaptation, metrics=metrics)
-    return Parts(settings, bundles, store, versions, adaptation, loop, metrics)
+    return Parts(settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, metrics)

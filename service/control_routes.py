@@ -62,6 +62,17 @@ async def act(request: Request, session_id: str) -> Response:
 
 
 @control.post(
+    "/{session_id}/rewards",
+    openapi_extra=documented(
+        schemas.RewardsPosted, request=schemas.PostRewards, example={"rewards": [{"episode": 0, "step": 0, "reward": 1.0}]}
+    ),
+)
+async def post_rewards(request: Request, session_id: str) -> Response:
+    """Store rewards of transitions that were sent without one."""
+    return reply(await parts_of(request).loop.add_rewards(session_id, await read(request, schemas.PostRewards)))
+
+
+@control.post(
     "/{session_id}/transitions",
     openapi_extra=documented(schemas.TransitionsPosted, request=schemas.PostTransitions, example={"transitions": [_TRANSITION_EXAMPLE]}),
 )

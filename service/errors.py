@@ -4,6 +4,7 @@ SkilletError
 ├── StartupError                      the service cannot start: one line on stderr, exit code 2
 └── ServiceError
     ├── InvalidRequest           422  a body or parameter does not fit its schema
+    │   ├── IdempotencyKeyReused 422  the key came with another body before
     │   └── InvalidObservation   422  an observation has the wrong length, type or a number that is not finite
     ├── BodyTooLarge             413
     ├── NotFound                 404
@@ -75,6 +76,12 @@ class InvalidObservation(InvalidRequest):
     """An observation does not fit the bundle's specs."""
 
     code, title = "invalid_observation", "Invalid observation"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """The same idempotency key came with another body."""
+
+    code, title = "idempotency_key_reused", "Idempotency key reused"
 
 
 class BodyTooLarge(ServiceError):

@@ -14,6 +14,7 @@
 | ``skillet:{ID}:known``      | string | ``open`` or ``closed``; outlives the session, so that it gets 410, not 404   | API          |
 | ``skillet:sessions``        | zset   | ids (they start with their time of creation)                                 | API          |
 | ``skillet:jobs``            | stream | sessions with episodes to learn from; consumer group ``learners``            | API          |
+| ``skillet:creation:{HASH}`` | string | which session an ``Idempotency-Key`` created; for a day                       | API          |
 | ``skillet:counters``        | hash   | totals of what learners did, for /metrics                                    | learner      |
 """
 
@@ -27,6 +28,11 @@ COUNTERS: Final = "skillet:counters"
 
 KNOWN_EXTRA_MS: Final = 7 * 24 * 3600 * 1000
 """How much longer than a session itself its ``known`` key lives."""
+
+
+def creation(key_hash: str) -> str:
+    """Which session an idempotency key created."""
+    return f"skillet:creation:{key_hash}"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from fastapi import Request
 
 from service.adaptation import Adaptation
 from service.errors import UnknownBundle
+from service.idempotency import CreatedSessions
 from service.metrics import Metrics
 from service.policies import Networks
 from service.sessions import SessionStore
@@ -22,6 +23,7 @@ class Parts:
     bundles: dict[str, Networks]
     store: SessionStore
     versions: VersionStore
+    created: CreatedSessions
     adaptation: Adaptation
     loop: StepLoop
     metrics: Metrics

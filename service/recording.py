@@ -1,106 +1,68 @@
-"""What a transition changes in a session. No I/O: a session goes in and comes out changed.
+"""Taking in what lossy links deliver: transitions late, twice or out of order, and rewards that follow. No I/O, no clock.
 
-Each skill lasts H steps; its transitions are folded into one skill transition when the last of them has come in.
+Each item is stored, held until the steps before it have come, a duplicate (no effect), or refused with a reason; none is dropped unnamed.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import insort
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from service import schemas
-from service.errors import DuplicateTransition, NoOpenEpisode, StepNotActed, TransitionOutOfOrder, WrongEpisode
+from service.errors import Conflict, DuplicateTransition, NoOpenEpisode, StepNotActed, TransitionOutOfOrder, WrongEpisode
+from service.folding import add_late_reward, end_as_truncated, fold_next, settle
 from service.observations import check_observation
 from service.policies import Networks
-from service.session_state import Changes, EpisodeRecord, LastOutcome, Session
-from training.contract.context import Floats, pack_rows, unpack_rows
+from service.schemas import ItemResult, ItemStatus
+from service.session_state import Changes, Outcome, Session
+from training.contract.context import ContextLayout, pack_rows
 from training.contract.spec import VectorSpec
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """A transition whose observation has been checked: float32 [S]."""
-
-    episode: int
-    step: int
-    reward: float
-    next_state: Floats
-    terminated: bool
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """How many outcomes were new and how many were there already."""
-
-    accepted: int
-    duplicates: int
+Item = TypeVar("Item")
 
 
 def check_outcome(transition: schemas.Transition, spec: VectorSpec, path: str) -> Outcome:
     """The transition with its observation checked. Raises InvalidObservation."""
     state = check_observation(transition.next_observation, spec, f"{path}.next_observation")
-    return Outcome(transition.episode, transition.step, transition.reward, state, transition.terminated, transition.truncated)
+    return Outcome(transition.step, transition.reward, pack_rows(state), transition.terminated, transition.truncated)
 
 
-def end_episode(session: Session, changes: Changes, networks: Networks) -> schemas.EndedEpisode:
-    """End the open episode as truncated."""
-    if session.skills and session.skills[0].outcomes and session.last_outcome is not None:
-        last = session.last_outcome
-        next_state = unpack_rows(last.next_state, networks.spec.state_dim)[0]
-        _complete_skill(session, changes, networks, next_state, terminated=False)
-    _complete_episode(session, changes)
-    return schemas.EndedEpisode(session.episode, session.outcome_step)
+def record(
+    session: Session, items: Sequence[tuple[schemas.Transition, Outcome]], changes: Changes, networks: Networks, window: int
+) -> list[ItemResult]:
+    """Take in transitions; up to ``window`` steps may be held for one that is missing. Returns what became of each, in order.
 
-
-def record(session: Session, outcomes: Sequence[Outcome], changes: Changes, networks: Networks) -> Recorded:
-    """Add transitions to the open episode; those that are there already are counted and left.
-
-    Raises NoOpenEpisode, WrongEpisode, StepNotActed or TransitionOutOfOrder; the session is then to be thrown away, not saved.
+    When all are refused, the first one's error is raised: a Conflict. The session is then to be thrown away, not saved.
     """
-    accepted = 0
-    for outcome in outcomes:
-        check_episode(session, outcome.episode)
-        if outcome.step < session.outcome_step:
-            continue
-        _check_turn(session, outcome)
-        _add_outcome(session, outcome, changes, networks)
-        accepted += 1
-    return Recorded(accepted, len(outcomes) - accepted)
+    return _each(items, lambda item: _place(session, *item, changes, networks, window), lambda item: item[0])
 
 
-def check_new(session: Session, outcomes: Sequence[Outcome], recorded: Recorded) -> None:
-    """Raise DuplicateTransition when nothing was new."""
-    if recorded.accepted == 0:
-        raise DuplicateTransition(
-            f"all {len(outcomes)} transitions are stored already",
-            expected=f"transitions from step {session.outcome_step} of episode {session.episode} on",
-            received=f"steps {outcomes[0].step} to {outcomes[-1].step}",
-            action="Nothing is lost; go on with the next step.",
-        )
+def record_rewards(session: Session, rewards: Sequence[schemas.LateReward], changes: Changes, layout: ContextLayout) -> list[ItemResult]:
+    """Take in rewards of transitions that were sent without one. Returns and raises as `record`."""
+    return _each(rewards, lambda item: _place_reward(session, item, changes, layout), lambda item: item)
 
 
-def check_repetition(session: Session, outcome: Outcome) -> None:
-    """Raise DuplicateTransition unless ``outcome`` is the newest stored transition once more, in every number."""
-    last = session.last_outcome
-    if last is None or outcome.step != last.step:
-        raise DuplicateTransition(
-            f"the transition of step {outcome.step} is stored already, and later ones too",
-            expected=f"step {session.outcome_step}",
-            received=f"step {outcome.step}",
-            action="Go on with the next step.",
-        )
-    again = LastOutcome(outcome.step, outcome.reward, pack_rows(outcome.next_state), outcome.terminated, outcome.truncated)
-    if again != last:
-        raise DuplicateTransition(
-            f"another outcome of step {outcome.step} is stored already",
-            expected="the same transition again, or the next one",
-            received="the same step with other numbers",
-            action="Send each step's outcome once; a repetition must not differ.",
-        )
+def end_episode(session: Session, changes: Changes, networks: Networks) -> None:
+    """End the episode: as truncated if it is open, and without the rewards that have not come. `Session.ended` says what was left out."""
+    was_open, missing_steps = session.episode_open, gaps(session)
+    discarded = end_as_truncated(session, changes, networks) if was_open else []
+    steps = session.outcome_step
+    missing_rewards = settle(session, changes) if session.unsettled else []
+    if was_open or missing_rewards:
+        session.ended = schemas.EndedEpisode(session.episode, steps, missing_steps, discarded, missing_rewards)
+
+
+def ended_at(session: Session) -> int | None:
+    """The step that ends the open episode, if its outcome is held and waits for earlier ones."""
+    last = session.held[-1] if session.held else None
+    return last.step if last is not None and (last.terminated or last.truncated) else None
 
 
 def gaps(session: Session) -> list[int]:
-    """Steps that were acted and have no transition yet."""
-    return list(range(session.outcome_step, session.act_step)) if session.episode_open else []
+    """Steps of the open episode that were acted and have no transition yet."""
+    if not session.episode_open:
+        return []
+    held, end = {outcome.step for outcome in session.held}, ended_at(session)
+    return [step for step in range(session.outcome_step, session.act_step if end is None else end) if step not in held]
 
 
 def check_episode(session: Session, episode: int) -> None:
@@ -116,70 +78,133 @@ def check_episode(session: Session, episode: int) -> None:
         )
 
 
-def _check_turn(session: Session, outcome: Outcome) -> None:
-    if not session.episode_open:
-        raise no_open_episode(session)
-    if outcome.step >= session.act_step:
-        raise StepNotActed(
-            f"step {outcome.step} of episode {outcome.episode} was never acted",
-            expected=f"a step below {session.act_step}",
-            received=outcome.step,
-            action="Ask for the step's action before posting its outcome.",
+def pending_rewards(session: Session) -> list[int]:
+    """Steps whose reward is to follow."""
+    return sorted([*session.pending, *(outcome.step for outcome in session.held if outcome.reward is None)])
+
+
+def check_newest(session: Session, step: int) -> None:
+    """Raise DuplicateTransition when the outcome of ``step``, which is stored already, is not the one that the newest answer was for."""
+    end = ended_at(session)
+    if not session.episode_open and session.last_outcome is not None:
+        end = session.last_outcome.step
+    if step != end if end is not None else step + 1 not in (session.act_step - 1, session.act_step):
+        raise DuplicateTransition(
+            f"the transition of step {step} is stored already, and later steps were acted",
+            expected=f"step {session.outcome_step}",
+            received=f"step {step}",
+            action="Go on with the next step.",
         )
-    if outcome.step > session.outcome_step:
-        raise TransitionOutOfOrder(
-            f"step {session.outcome_step} of episode {outcome.episode} has no transition yet",
-            expected=session.outcome_step,
-            received=outcome.step,
-            action="Post transitions in order, none left out.",
-        )
-
-
-def _add_outcome(session: Session, outcome: Outcome, changes: Changes, networks: Networks) -> None:
-    changes.transitions += 1
-    skill, ends = session.skills[0], outcome.terminated or outcome.truncated
-    skill.reward += outcome.reward
-    skill.outcomes += 1
-    session.episode_return += outcome.reward
-    session.outcome_step += 1
-    session.last_outcome = LastOutcome(outcome.step, outcome.reward, pack_rows(outcome.next_state), outcome.terminated, outcome.truncated)
-    if ends or skill.outcomes == networks.spec.skill_horizon:
-        _complete_skill(session, changes, networks, outcome.next_state, terminated=outcome.terminated)
-    if ends:
-        _complete_episode(session, changes)
-
-
-def _complete_skill(session: Session, changes: Changes, networks: Networks, next_state: Floats, *, terminated: bool) -> None:
-    skill, spec = session.skills.pop(0), networks.spec
-    state, chosen = unpack_rows(skill.state, spec.state_dim)[0], unpack_rows(skill.skill, spec.skill_dim)[0]
-    row = networks.layout.row(state, chosen, skill.reward, terminated, next_state)
-    changes.rows.append(row)
-    session.rows += 1
-    session.rewarded = session.rewarded or bool(row[networks.layout.reward] != 0)
-
-
-def _complete_episode(session: Session, changes: Changes) -> None:
-    """An episode without a transition leaves nothing to learn from and does not count as completed."""
-    session.episode_open = False
-    session.skills = []
-    if session.outcome_step == 0:
-        return
-    session.episodes_completed += 1
-    changes.episode = EpisodeRecord(
-        session.episode,
-        session.first_row,
-        session.rows,
-        session.outcome_step,
-        session.episode_return,
-        session.phase,
-        session.versions_used,
-    )
 
 
 def no_open_episode(session: Session) -> NoOpenEpisode:
     """The error of a call that needs an open episode."""
+    end = ended_at(session)
+    over = f"; episode {session.episode} is over" + (f" with step {end}" if end is not None else "")
     return NoOpenEpisode(
-        "the session has no open episode" + (f"; episode {session.episode} is over" if session.episode >= 0 else ""),
+        "the session has no open episode" + (over if session.episode >= 0 else ""),
         expected="an open episode",
-        action="Start one: POST /v1/sessions/{id}/episodes.",
+        action="Start one: POST /v1/sessions/{id}/episodes."
+        if end is None
+        else "Post the transitions that are missing, or start the next.",
     )
+
+
+def _each(
+    items: Sequence[Item], place: Callable[[Item], ItemStatus], numbered: Callable[[Item], schemas.Transition | schemas.LateReward]
+) -> list[ItemResult]:
+    results, first_error = [], None
+    for item in items:
+        code = detail = None
+        try:
+            status = place(item)
+        except Conflict as error:
+            status, code, detail = "refused", error.code, error.detail
+            first_error = first_error or error
+        about = numbered(item)
+        results.append(ItemResult(about.episode, about.step, status, code, detail))
+    if first_error is not None and all(result.status == "refused" for result in results):
+        raise first_error
+    return results
+
+
+def _place(
+    session: Session, transition: schemas.Transition, outcome: Outcome, changes: Changes, networks: Networks, window: int
+) -> ItemStatus:
+    check_episode(session, transition.episode)
+    if _stored(session, outcome):
+        return "duplicate"
+    _check_turn(session, outcome, window)
+    changes.transitions += 1
+    if outcome.step > session.outcome_step:
+        insort(session.held, outcome, key=lambda held: held.step)
+        return "held"
+    fold_next(session, outcome, changes, networks)
+    while session.held and session.held[0].step == session.outcome_step:
+        fold_next(session, session.held.pop(0), changes, networks)
+    return "stored"
+
+
+def _stored(session: Session, outcome: Outcome) -> bool:
+    """Whether the step has its transition. Raises DuplicateTransition when that is known to be another one."""
+    known = [each for each in (*session.held, session.last_outcome) if each is not None and each.step == outcome.step]
+    if known and not _same(known[0], outcome):
+        raise DuplicateTransition(
+            f"another outcome of step {outcome.step} is stored already",
+            expected="the same transition again, or the next one",
+            received="the same step with other numbers",
+            action="Send each step's outcome once; a repetition must not differ.",
+        )
+    return bool(known) or outcome.step < session.outcome_step
+
+
+def _same(one: Outcome, other: Outcome) -> bool:
+    """Whether two outcomes agree; a reward that is to follow agrees with any."""
+    rewards_agree = one.reward is None or other.reward is None or one.reward == other.reward
+    return rewards_agree and one.next_state == other.next_state and (one.terminated, one.truncated) == (other.terminated, other.truncated)
+
+
+def _check_turn(session: Session, outcome: Outcome, window: int) -> None:
+    end = ended_at(session)
+    if not session.episode_open or (end is not None and outcome.step > end):
+        raise no_open_episode(session)
+    if outcome.step >= session.act_step:
+        raise StepNotActed(
+            f"step {outcome.step} of episode {session.episode} was never acted",
+            expected=f"a step below {session.act_step}",
+            received=outcome.step,
+            action="Ask for the step's action before posting its outcome.",
+        )
+    if outcome.step - session.outcome_step >= window:
+        raise TransitionOutOfOrder(
+            f"step {session.outcome_step} of episode {session.episode} has no transition yet, and only {window} steps are held for it",
+            expected=f"a step from {session.outcome_step} to {session.outcome_step + window - 1}",
+            received=outcome.step,
+            action="Post the steps that `gaps` names first, then this one again.",
+        )
+    if (outcome.terminated or outcome.truncated) and session.held and session.held[-1].step > outcome.step:
+        raise TransitionOutOfOrder(
+            f"the episode did not end with step {outcome.step}: the outcome of step {session.held[-1].step} is there",
+            expected="an end after all other steps",
+            received=outcome.step,
+            action="Send the outcomes of one episode only.",
+        )
+
+
+def _place_reward(session: Session, late: schemas.LateReward, changes: Changes, layout: ContextLayout) -> ItemStatus:
+    check_episode(session, late.episode)
+    if late.step in session.pending:
+        add_late_reward(session, late.step, late.reward, changes, layout)
+        return "stored"
+    held = next((outcome for outcome in session.held if outcome.step == late.step), None)
+    if held is not None and held.reward is None:
+        held.reward = late.reward
+        return "stored"
+    if held is None and late.step >= session.outcome_step:
+        raise StepNotActed(
+            f"step {late.step} of episode {late.episode} has no transition to add a reward to",
+            expected=f"one of the steps {sorted(session.pending)[:10]}",
+            received=late.step,
+            action="Post the step's transition first.",
+        )
+    return "duplicate"

@@ -56,16 +56,30 @@ class Transition(Request, frozen=True):
 
     episode: Annotated[Number, Meta(examples=[0])]
     step: Annotated[Number, Meta(examples=[0])]
-    reward: Reward
+    reward: Annotated[Reward | None, Meta(description="null: it follows later")]
     next_observation: Vector
     terminated: bool
     truncated: bool
 
 
 class PostTransitions(Request, frozen=True):
-    """Outcomes of acted steps, in order."""
+    """Outcomes of acted steps, in any order."""
 
     transitions: Annotated[list[Transition], Meta(min_length=1, max_length=1000)]
+
+
+class LateReward(Request, frozen=True):
+    """The reward of a step whose transition was sent with ``reward: null``."""
+
+    episode: Annotated[Number, Meta(examples=[0])]
+    step: Annotated[Number, Meta(examples=[0])]
+    reward: Reward
+
+
+class PostRewards(Request, frozen=True):
+    """Rewards that follow their transitions, in any order."""
+
+    rewards: Annotated[list[LateReward], Meta(min_length=1, max_length=1000)]
 
 
 class Rollback(Request, frozen=True):
@@ -103,6 +117,8 @@ class SessionView(Struct, frozen=True, omit_defaults=False):
     step: int
     episode_open: bool
     episodes_completed: int
+    gaps: list[int]
+    pending_rewards: list[int]
     context_size: int
     task_version: int
     policy_version: int
@@ -120,10 +136,17 @@ class SessionList(Struct, frozen=True):
 
 
 class EndedEpisode(Struct, frozen=True):
-    """An open episode that the start of a new one ended as truncated, and how many transitions it had."""
+    """An episode that the start of the next one ended: as truncated if it was open, and without the rewards that had not come.
+
+    ``steps``: transitions kept. ``gaps``: acted steps whose transition never came. ``discarded``: steps that were held and cannot be used
+    without one of those. ``missing_rewards``: steps that count with a reward of 0.
+    """
 
     episode: int
     steps: int
+    gaps: list[int]
+    discarded: list[int]
+    missing_rewards: list[int]
 
 
 class EpisodeStarted(Struct, frozen=True):
@@ -132,6 +155,7 @@ class EpisodeStarted(Struct, frozen=True):
     episode: int
     phase: Phase
     ended_previous: EndedEpisode | None
+    replayed: bool = False
 
 
 class Action(Struct, frozen=True):
@@ -148,15 +172,40 @@ class Action(Struct, frozen=True):
     replayed: bool
 
 
+ItemStatus = Literal["stored", "held", "duplicate", "refused"]
+
+
+class ItemResult(Struct, frozen=True):
+    """What became of one item: stored, held until the steps before it come, a duplicate without effect, or refused for a reason."""
+
+    episode: int
+    step: int
+    status: ItemStatus
+    code: str | None
+    detail: str | None
+
+
 class TransitionsPosted(Struct, frozen=True):
-    """What became of a batch. ``gaps`` lists the acted steps that have no transition yet."""
+    """What became of a batch, item by item. ``accepted``: stored and held ones. ``gaps``: acted steps that have no transition yet."""
 
     accepted: int
     duplicates: int
+    refused: int
+    results: list[ItemResult]
     gaps: list[int]
     context_size: int
     task_version: int
     episode_over: bool
+
+
+class RewardsPosted(Struct, frozen=True):
+    """What became of late rewards, item by item. ``pending``: steps whose reward is still to follow."""
+
+    accepted: int
+    duplicates: int
+    refused: int
+    results: list[ItemResult]
+    pending: list[int]
 
 
 class TaskPosterior(Struct, frozen=True):

@@ -7,13 +7,15 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 
 from service import schemas, views
-from service.errors import ConcurrentUpdate
+from service.errors import ConcurrentUpdate, UnknownSession
+from service.idempotency import key_of
 from service.openapi import documented
 from service.parts import Parts, find_bundle, parts_of
+from service.policies import Networks
 from service.session_state import Changes, Loaded, Session
 from service.sessions import new_session_id
 from service.step_loop import MAX_ATTEMPTS
-from service.wire import read, reply
+from service.wire import encode, read, reply
 from training.contract.exploration import Phase
 
 MAX_WAIT_S: Final = 60.0
@@ -25,10 +27,31 @@ sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"], default_response_
     "", status_code=201, openapi_extra=documented(schemas.SessionView, request=schemas.OpenSession, status=201, example={"seed": 7})
 )
 async def open_session(request: Request) -> Response:
-    """Open a session; all fields may be left out."""
-    parts, wanted, now = parts_of(request), await read(request, schemas.OpenSession), time.time()
+    """Open a session; all fields may be left out. With an ``Idempotency-Key``, sent again it opens no second one."""
+    parts, wanted, key = parts_of(request), await read(request, schemas.OpenSession), key_of(request)
     networks = find_bundle(parts, wanted.bundle or next(iter(parts.bundles)))
-    session = Session(
+    session = _new_session(wanted, networks)
+    if key is None:
+        loaded = parts.store.create(session)
+    else:
+        session.session_id = parts.created.claim(key, encode(wanted), session.session_id)
+        loaded = _create_once(parts, session)
+    parts.metrics.sessions.inc()
+    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), specs=networks.spec), 201)
+
+
+def _create_once(parts: Parts, session: Session) -> Loaded:
+    """The session of this id, made if it is not there: it may be, or its creator may have died before it made it."""
+    try:
+        return parts.store.load(session.session_id)
+    except UnknownSession:
+        parts.store.create(session)
+        return parts.store.load(session.session_id)
+
+
+def _new_session(wanted: schemas.OpenSession, networks: Networks) -> Session:
+    now = time.time()
+    return Session(
         session_id=new_session_id(),
         bundle=networks.bundle.manifest.name,
         digest=networks.digest,
@@ -41,9 +64,6 @@ async def open_session(request: Request) -> Response:
         created_at=now,
         expires_at=now + wanted.ttl_s,
     )
-    loaded = parts.store.create(session)
-    parts.metrics.sessions.inc()
-    return reply(views.session_view(loaded, 0, specs=networks.spec), 201)
 
 
 @sessions.get("", openapi_extra=documented(schemas.SessionList))
@@ -88,8 +108,8 @@ async def close_session(request: Request, session_id: str) -> Response:
 
 @sessions.post("/{session_id}/episodes", status_code=201, openapi_extra=documented(schemas.EpisodeStarted, status=201))
 async def start_episode(request: Request, session_id: str) -> Response:
-    """Start an episode; an open one is ended as truncated."""
-    return reply(await parts_of(request).loop.start_episode(session_id), 201)
+    """Start an episode; an open one is ended as truncated. With an ``Idempotency-Key``, sent again it starts no second one."""
+    return reply(await parts_of(request).loop.start_episode(session_id, key_of(request)), 201)
 
 
 @sessions.get("/{session_id}/task", openapi_extra=documented(schemas.TaskPosterior))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from service.keys import SessionKeys
+from service.schemas import EndedEpisode, EpisodeStarted
 from training.contract.context import Floats, unpack_rows
 from training.contract.exploration import Exploration, Phase
 
@@ -31,14 +32,21 @@ class LastAction(Struct):
     phase: Phase
 
 
-class LastOutcome(Struct):
-    """The newest transition, kept to tell a repetition from a contradiction."""
+class Outcome(Struct):
+    """A transition whose observation has been checked. The newest one is kept to tell a repetition from a contradiction."""
 
     step: int
-    reward: float
+    reward: float | None  # None: to follow
     next_state: bytes  # float32 [S]
     terminated: bool
     truncated: bool
+
+
+class StartedEpisode(Struct, frozen=True):
+    """What starting an episode answered, kept so that the same request gets the same answer."""
+
+    key: str
+    answer: EpisodeStarted
 
 
 class Session(Struct):
@@ -70,9 +78,15 @@ class Session(Struct):
     versions_used: list[int] = []
     skills: list[OpenSkill] = []
     last_action: LastAction | None = None
-    last_outcome: LastOutcome | None = None
+    last_outcome: Outcome | None = None
+    held: list[Outcome] = []  # by step, all after outcome_step: they wait for the steps before them
+    pending: dict[int, int] = {}  # steps whose reward is to follow -> row of the context that it belongs to
+    unsettled: bool = False  # the episode is over, but not all rewards have come
+    ended: EndedEpisode | None = None  # what the end of the last episode left out, until the next one's start tells it
+    started: list[StartedEpisode] = []  # the newest starts that had an idempotency key
     # what is in Redis beside it
     rows: int = 0
+    revision: int = 0  # how often a late reward changed a row
     rewarded: bool = False
     episodes_completed: int = 0
 
@@ -95,6 +109,7 @@ class Changes:
 
     rows: list[Floats] = field(default_factory=list)
     episode: EpisodeRecord | None = None
+    late_rewards: list[tuple[int, float]] = field(default_factory=list)  # byte in the stored context, what to add to the reward there
     transitions: int = 0
 
 
@@ -114,11 +129,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Posterior:
-    """A task posterior: float32 [E] each; ``version`` is the number of rows it was inferred from."""
+    """A task posterior: float32 [E] each, from ``version`` rows at ``revision``."""
 
     version: int
     mean: Floats
     scale: Floats
+    revision: int = 0
 
 
 def task_prior(embedding_dim: int) -> Posterior:

@@ -9,6 +9,7 @@ import time
 from typing import cast
 
 import msgspec
+import numpy as np
 from redis import Redis
 
 from service.errors import InvalidRequest, SessionClosed, SessionExpired, UnknownSession
@@ -30,19 +31,22 @@ if ARGV[4] ~= '' then redis.call('RPUSH', KEYS[3], ARGV[4]) end
 if ARGV[5] ~= '' then
   for i = 1, #KEYS - 1 do redis.call('PEXPIREAT', KEYS[i], ARGV[5]) end
   redis.call('PEXPIREAT', KEYS[#KEYS], ARGV[6])
-elseif ARGV[3] ~= '' then
+elseif ARGV[3] ~= '' or ARGV[4] ~= '' then
   local left = redis.call('PTTL', KEYS[1])
   redis.call('PEXPIRE', KEYS[2], left)
   redis.call('PEXPIRE', KEYS[3], left)
 end
+for i = 8, #ARGV, 2 do redis.call('SETRANGE', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 
 _SAVE_TASK = """
 local left = redis.call('PTTL', KEYS[2])
 if left < 0 then return 0 end
-if tonumber(redis.call('HGET', KEYS[1], 'version') or '0') >= tonumber(ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], 'version', ARGV[1], 'mean', ARGV[2], 'scale', ARGV[3])
+local there = redis.call('HMGET', KEYS[1], 'version', 'revision')
+local version, revision = tonumber(there[1] or '0'), tonumber(there[2] or '0')
+if version > tonumber(ARGV[1]) or revision > tonumber(ARGV[4]) then return 0 end
+redis.call('HSET', KEYS[1], 'version', ARGV[1], 'mean', ARGV[2], 'scale', ARGV[3], 'revision', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], left)
 return 1
 """
@@ -60,10 +64,11 @@ class SessionStore:
         self._saved: dict[str, tuple[bytes, int]] = {}  # by session id, oldest first: bytes and current version as last saved here
 
     def create(self, session: Session) -> Loaded:
-        """Store a new session."""
+        """Store a new session; one of this id that is there already stays as it is."""
         keys, raw = SessionKeys(session.session_id), self._encoder.encode(session)
-        with self.redis.pipeline(transaction=False) as pipe:
-            pipe.hset(keys.session, mapping={"body": raw, "current": 0})
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hsetnx(keys.session, "body", cast(str, raw))
+            pipe.hsetnx(keys.session, "current", "0")
             pipe.pexpireat(keys.session, _ms(session.expires_at))
             pipe.set(keys.known, "open", pxat=_ms(session.expires_at) + KNOWN_EXTRA_MS)
             pipe.zadd(SESSIONS, {session.session_id: 0})
@@ -108,7 +113,9 @@ class SessionStore:
         record = msgspec.json.encode(changes.episode) if changes.episode else b""
         rows = b"".join(pack_rows(row) for row in changes.rows)
         keys = [*loaded.keys.lasting, loaded.keys.known]
-        if not self._save(keys=keys, args=[loaded.raw, body, rows, record, expiry, known_expiry, loaded.current_version]):
+        changed = self._with_late_rewards(loaded.keys, changes)
+        args: list[int | bytes] = [loaded.raw, body, rows, record, expiry, known_expiry, loaded.current_version, *changed]
+        if not self._save(keys=keys, args=args):
             return False
         loaded.raw = body
         self._remember(session.session_id, body, loaded.current_version)
@@ -159,10 +166,10 @@ class SessionStore:
 
     def load_task(self, keys: SessionKeys, embedding_dim: int) -> Posterior:
         """The newest task posterior; before any, the task prior N(0, I)."""
-        version, mean, scale = cast(list[bytes | None], self.redis.hmget(keys.task, ["version", "mean", "scale"]))
+        version, mean, scale, revision = cast(list[bytes | None], self.redis.hmget(keys.task, ["version", "mean", "scale", "revision"]))
         if version is None or mean is None or scale is None:
             return task_prior(embedding_dim)
-        return Posterior(int(version), unpack_rows(mean, embedding_dim)[0], unpack_rows(scale, embedding_dim)[0])
+        return Posterior(int(version), unpack_rows(mean, embedding_dim)[0], unpack_rows(scale, embedding_dim)[0], int(revision or 0))
 
     def task_version(self, keys: SessionKeys) -> int:
         """The version of the newest task posterior; 0 before any."""
@@ -177,7 +184,19 @@ class SessionStore:
 
     def save_task(self, keys: SessionKeys, posterior: Posterior) -> None:
         """Store a task posterior, unless a newer one is there or the session is gone."""
-        self._save_task(keys=[keys.task, keys.session], args=[posterior.version, pack_rows(posterior.mean), pack_rows(posterior.scale)])
+        args: list[int | bytes] = [posterior.version, pack_rows(posterior.mean), pack_rows(posterior.scale), posterior.revision]
+        self._save_task(keys=[keys.task, keys.session], args=args)
+
+    def _with_late_rewards(self, keys: SessionKeys, changes: Changes) -> list[int | bytes]:
+        """Offsets and new bytes of the rewards in the stored context. Nobody else changes them: a save holds only over the same session."""
+        sums: dict[int, float] = {}
+        changed: list[int | bytes] = []
+        for offset, reward in changes.late_rewards:
+            sums[offset] = sums.get(offset, 0.0) + reward
+        for offset, reward in sums.items():
+            before = unpack_rows(cast(bytes, self.redis.getrange(keys.context, offset, offset + 3)), 1)
+            changed += [offset, pack_rows(before + np.float32(reward))]
+        return changed
 
     def _remember(self, session_id: str, raw: bytes, current_version: int) -> None:
         self._saved.pop(session_id, None)

@@ -20,6 +20,7 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(default=1.5, gt=0)
     max_body_bytes: int = Field(default=2**20, gt=0)
     max_steps_ahead: int = Field(default=1000, gt=0, description="steps that may be acted before their transitions are posted")
+    reorder_window: int = Field(default=256, gt=0, description="steps of an episode that are held for a missing one before them")
     inference_interval_s: float = Field(default=1.0, ge=0, description="shortest time between two task inferences within an episode")
     cached_versions: int = Field(default=128, gt=0, description="fine-tuned policies that an API process holds ready")
     kept_versions: int = Field(default=8, gt=1, description="published versions of a session whose weights are kept")

@@ -5,8 +5,11 @@ order of the requests gives.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
+
+import msgspec
 
 from service import acting, recording, schemas
 from service.adaptation import Adaptation
@@ -14,14 +17,15 @@ from service.errors import ConcurrentUpdate, ServiceError, UnknownBundle, Unknow
 from service.metrics import Metrics
 from service.observations import check_observation
 from service.policies import MetaPolicy, Networks, PolicyCache
-from service.session_state import Changes, Loaded, Session, task_prior
+from service.session_state import Changes, Loaded, Session, StartedEpisode, task_prior
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.versions import VersionStore
-from training.contract.context import Floats
+from training.contract.context import Floats, unpack_rows
 from training.contract.exploration import Phase
 
 MAX_ATTEMPTS = 20
+_KEPT_STARTS = 4
 Reply = TypeVar("Reply")
 Change = Callable[[Loaded, Changes, Networks, MetaPolicy | None], Reply]
 
@@ -43,26 +47,32 @@ class StepLoop:
         self._bundles, self._adaptation, self._metrics = bundles, adaptation, metrics
         self._policies = PolicyCache(settings.cached_versions)
 
-    async def start_episode(self, session_id: str) -> schemas.EpisodeStarted:
-        """End an open episode as truncated, then begin the next with the posterior of all context so far."""
-        ended: schemas.EndedEpisode | None = None
+    async def start_episode(self, session_id: str, key: str | None = None) -> schemas.EpisodeStarted:
+        """End an open episode as truncated, then begin the next with the posterior of all context so far.
+
+        Asked again with the same ``key``, the same answer again.
+        """
         for _ in range(MAX_ATTEMPTS):
             loaded = self._store.load(session_id)
             networks = self.networks(loaded)
-            if loaded.session.episode_open:
+            if (before := _started_with(loaded.session, key)) is not None:
+                return msgspec.structs.replace(before, replayed=True)
+            if loaded.session.episode_open or loaded.session.unsettled:
                 changes = Changes()
-                ended = recording.end_episode(loaded.session, changes, networks)
+                recording.end_episode(loaded.session, changes, networks)
                 if not self._store.save(loaded, changes):
-                    ended = None
                     continue
                 self._grew(loaded, changes, networks)
             phase = acting.next_phase(loaded.session, loaded.current_version)
             posterior = task_prior(networks.spec.task_embedding_dim)
             if phase is not Phase.EXPLORING or acting.explores_posterior(loaded.session, phase):
                 posterior = await self._adaptation.posterior(loaded, networks)
+            answer = schemas.EpisodeStarted(loaded.session.episode + 1, phase, loaded.session.ended)
             acting.begin_episode(loaded.session, phase, posterior)
+            if key is not None:
+                loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]
             if self._store.save(loaded, Changes()):
-                return schemas.EpisodeStarted(loaded.session.episode, phase, ended)
+                return answer
         raise _busy(session_id)
 
     async def act(self, session_id: str, request: schemas.Act) -> schemas.Action:
@@ -79,13 +89,15 @@ class StepLoop:
         """Store the outcome of one step and give the action for the next."""
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
-            outcome = recording.check_outcome(request, networks.spec.observation, "$")
-            repeated = recording.record(loaded.session, [outcome], changes, networks).accepted == 0
-            if repeated:
-                recording.check_repetition(loaded.session, outcome)
-            if not loaded.session.episode_open:
-                return acting.over(loaded.session, request.step + 1, replayed=repeated)
-            return self._act(loaded.session, request.step + 1, outcome.next_state, networks, policy)
+            session, spec = loaded.session, networks.spec.observation
+            outcome = recording.check_outcome(request, spec, "$")
+            (result,) = recording.record(session, [(request, outcome)], changes, networks, self._settings.reorder_window)
+            if result.status == "duplicate":
+                recording.check_newest(session, request.step)
+            if not session.episode_open or recording.ended_at(session) is not None:
+                return acting.over(session, request.step + 1, replayed=result.status == "duplicate")
+            state = unpack_rows(outcome.next_state, spec.dim)[0]
+            return self._act(session, request.step + 1, state, networks, policy)
 
         return await self._apply(session_id, change)
 
@@ -94,17 +106,25 @@ class StepLoop:
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.TransitionsPosted:
             spec, session = networks.spec.observation, loaded.session
-            outcomes = [recording.check_outcome(item, spec, f"$.transitions[{i}]") for i, item in enumerate(request.transitions)]
-            recorded = recording.record(session, outcomes, changes, networks)
-            recording.check_new(session, outcomes, recorded)
+            outcomes = [(item, recording.check_outcome(item, spec, f"$.transitions[{i}]")) for i, item in enumerate(request.transitions)]
+            results = recording.record(session, outcomes, changes, networks, self._settings.reorder_window)
             return schemas.TransitionsPosted(
-                recorded.accepted,
-                recorded.duplicates,
-                recording.gaps(session),
-                session.rows,
-                self._store.task_version(loaded.keys),
-                not session.episode_open,
+                *_counts(results),
+                results=results,
+                gaps=recording.gaps(session),
+                context_size=session.rows,
+                task_version=self._store.task_version(loaded.keys),
+                episode_over=not session.episode_open,
             )
+
+        return await self._apply(session_id, change)
+
+    async def add_rewards(self, session_id: str, request: schemas.PostRewards) -> schemas.RewardsPosted:
+        """Store rewards that follow their transitions."""
+
+        def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.RewardsPosted:
+            results = recording.record_rewards(loaded.session, request.rewards, changes, networks.layout)
+            return schemas.RewardsPosted(*_counts(results), results, recording.pending_rewards(loaded.session))
 
         return await self._apply(session_id, change)
 
@@ -169,6 +189,16 @@ class StepLoop:
         if changes.episode is not None:
             self._metrics.episodes.inc()
         self._adaptation.context_grew(loaded, changes, networks)
+
+
+def _started_with(session: Session, key: str | None) -> schemas.EpisodeStarted | None:
+    return next((started.answer for started in session.started if started.key == key), None)
+
+
+def _counts(results: list[schemas.ItemResult]) -> tuple[int, int, int]:
+    """How many were accepted, were there already, and were refused."""
+    count = Counter(result.status for result in results)
+    return count["stored"] + count["held"], count["duplicate"], count["refused"]
 
 
 def _busy(session_id: str) -> ConcurrentUpdate:

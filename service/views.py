@@ -8,6 +8,7 @@ import msgspec
 
 from service import acting, schemas
 from service.policies import Networks
+from service.recording import gaps, pending_rewards
 from service.session_state import Loaded, Posterior
 from service.versions import Progress
 from training.contract.spec import ModelSpec
@@ -30,6 +31,8 @@ def session_view(loaded: Loaded, task_version: int, *, specs: ModelSpec | None =
         step=session.act_step,
         episode_open=session.episode_open,
         episodes_completed=session.episodes_completed,
+        gaps=gaps(session),
+        pending_rewards=pending_rewards(session),
         context_size=session.rows,
         task_version=task_version,
         policy_version=loaded.current_version,

@@ -27,6 +27,11 @@ def reply(body: Any, status: int = 200) -> Response:
     return Response(_encoder.encode(body), status, media_type="application/json")
 
 
+def encode(body: Any) -> bytes:
+    """JSON, always the same bytes for the same content."""
+    return _encoder.encode(body)
+
+
 async def read(request: Request, kind: type[RequestType]) -> RequestType:
     """Read and decode a body. Raises BodyTooLarge before more than the limit has been kept, or InvalidRequest."""
     limit: int = request.app.state.max_body_bytes

@@ -1,14 +1,16 @@
 """The Python SDK: open a session, act, report what happened. Needs numpy and the standard library only."""
 
 from clients.sdk.client import SkilletClient
-from clients.sdk.errors import ConnectionFailed, EpisodeState, InvalidObservation, ServiceError, SkilletError, UnexpectedReply
+from clients.sdk.errors import ConnectionFailed, EpisodeState, InvalidObservation, ItemsRefused, ServiceError, SkilletError, UnexpectedReply
 from clients.sdk.models import (
     Action,
     BundleSummary,
     EpisodeStarted,
     FinetuningStatus,
+    ItemResult,
     ModelSpec,
     PolicyVersions,
+    RewardsPosted,
     SessionInfo,
     TaskPosterior,
     Transition,
@@ -26,9 +28,12 @@ __all__ = [
     "FinetuningStatus",
     "HttpTransport",
     "InvalidObservation",
+    "ItemResult",
+    "ItemsRefused",
     "ModelSpec",
     "PolicyVersions",
     "Reply",
+    "RewardsPosted",
     "ServiceError",
     "Session",
     "SessionInfo",

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
@@ -24,10 +25,10 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 class SkilletClient:
     """A synchronous client of one service, to be used as a context manager. Threads may share it; a Session belongs to one thread.
 
-    ``timeout_s`` is how long one reply may keep silent. A request that is safe to send twice (reading; acting and stepping, which the
-    service knows again by their numbers) is sent again after a lost connection or a passing fault of the service, with growing delays,
-    until ``retry_for_s`` have passed since it was first sent; 0 turns that off. A client that never had a reply does not retry a refused
-    connection: a wrong address should say so at once. ``token`` is sent as a bearer token.
+    ``timeout_s`` is how long one reply may keep silent. A request that is safe to send twice (reading; acting, stepping and posting,
+    which the service knows again by their numbers; opening and starting, by an idempotency key) is sent again after a lost connection or a
+    passing fault of the service, with growing delays, until ``retry_for_s`` have passed since it was first sent; 0 turns
+    that off. A client that never had a reply does not retry a refused connection: a wrong address should say so at once. ``token`` is sent as a bearer token.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class SkilletClient:
         deterministic: bool = False,
         ttl_s: int = 86400,
     ) -> Session:
-        """Open a session with one of the service's bundles (None: its first). Not sent twice once bytes of it have left.
+        """Open a session with one of the service's bundles (None: its first). Sent twice, it opens one.
 
         ``exploration`` is ``prior``, ``switching`` or ``thompson``; None takes the one that the bundle was made for.
 
@@ -72,7 +73,7 @@ class SkilletClient:
             "ttl_s": ttl_s,
         }
         body |= {name: value for name, value in {"bundle": bundle, "exploration": exploration}.items() if value is not None}
-        return Session(self, parse(SessionInfo, self.call("POST", "/v1/sessions", body, repeatable=False)))
+        return Session(self, parse(SessionInfo, self.call("POST", "/v1/sessions", body, key=new_key())))
 
     def session(self, session_id: str) -> Session:
         """Attach to a session that is there. Raises UnknownSession, SessionClosed, SessionExpired."""
@@ -96,21 +97,33 @@ class SkilletClient:
     def ready(self) -> bool:
         """Whether the service says that it is ready. False too when nothing listens; raises what else keeps it from answering."""
         try:
-            return self._send("GET", "/readyz", None, self._timeout_s).status == 200
+            return self._send("GET", "/readyz", None, self._headers, self._timeout_s).status == 200
         except NothingListening:
             return False
 
-    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, repeatable: bool = True, extra_s: float = 0.0) -> Any:
-        """Send one request and decode its reply. ``extra_s`` is added to the time that the reply may take.
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        repeatable: bool = True,
+        key: str | None = None,
+        extra_s: float = 0.0,
+    ) -> Any:
+        """Send one request and decode its reply. ``key`` is its idempotency key; ``extra_s`` is added to the time that the reply may take.
 
         Raises ServiceError for a problem+json answer, ConnectionFailed, UnexpectedReply.
         """
         data = None if body is None else _encode(body).encode()
+        headers = self._headers if data is None else self._json_headers
+        if key is not None:
+            headers = {**headers, "idempotency-key": key}
         stop_at = time.monotonic() + self._retry_for_s
         delay_s = _FIRST_DELAY_S
         for attempt in itertools.count(1):
             try:
-                reply = self._send(method, path, data, self._timeout_s + extra_s)
+                reply = self._send(method, path, data, headers, self._timeout_s + extra_s)
                 if reply.status < 400:
                     return _decode(reply)
                 error: SkilletError = _refusal(reply)
@@ -125,8 +138,8 @@ class SkilletClient:
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
         raise AssertionError("unreachable")
 
-    def _send(self, method: str, path: str, data: bytes | None, timeout_s: float) -> Reply:
-        reply = self._transport.request(method, path, data, self._headers if data is None else self._json_headers, timeout_s)
+    def _send(self, method: str, path: str, data: bytes | None, headers: Mapping[str, str], timeout_s: float) -> Reply:
+        reply = self._transport.request(method, path, data, headers, timeout_s)
         self._had_reply = True
         return reply
 
@@ -139,6 +152,11 @@ class SkilletClient:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def new_key() -> str:
+    """A fresh idempotency key."""
+    return uuid.uuid4().hex
 
 
 def _decode(reply: Reply) -> Any:

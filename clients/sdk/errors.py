@@ -9,8 +9,10 @@ SkilletError
 │   └── RequestTimeout           no complete reply in time
 ├── UnexpectedReply              an HTTP reply that this SDK cannot read: not from Skillet, or from another version of it
 ├── EpisodeState                 the call does not fit where the episode stands; found before anything was sent
+├── ItemsRefused                 some items of a batch were refused; the others are stored
 └── ServiceError                 the service refused the request (problem+json); nothing was changed
     ├── InvalidRequest           422
+    │   ├── IdempotencyKeyReused 422
     │   └── InvalidObservation   422, or found before anything was sent
     ├── NotFound                 404: UnknownSession, UnknownBundle, UnknownVersion
     ├── SessionGone              410: SessionClosed, SessionExpired
@@ -22,7 +24,10 @@ SkilletError
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from clients.sdk.models import ItemResult
 
 
 class SkilletError(Exception):
@@ -109,6 +114,20 @@ class EpisodeState(SkilletError):
     default_code = "episode_state"
 
 
+class ItemsRefused(SkilletError):
+    """Some items of a batch were refused, each for its own reason (``results``); the others are stored."""
+
+    default_code = "items_refused"
+
+    def __init__(self, results: "list[ItemResult]") -> None:
+        self.results = tuple(results)
+        first = results[0]
+        super().__init__(
+            f"{len(results)} items were refused, first step {first.step} of episode {first.episode}: {first.detail}",
+            action="look at the results: each has its code",
+        )
+
+
 class ServiceError(SkilletError):
     """The service refused the request; nothing was changed."""
 
@@ -123,6 +142,12 @@ class InvalidObservation(InvalidRequest):
     """An observation has the wrong length or a number that is not finite."""
 
     default_code = "invalid_observation"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """The same idempotency key came with another body before."""
+
+    default_code = "idempotency_key_reused"
 
 
 class NotFound(ServiceError):

@@ -101,6 +101,8 @@ class SessionInfo:
     step: int
     episode_open: bool
     episodes_completed: int
+    gaps: tuple[int, ...]
+    pending_rewards: tuple[int, ...]
     context_size: int
     task_version: int
     policy_version: int
@@ -112,41 +114,73 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class EndedEpisode:
-    """An open episode that starting the next one ended as truncated."""
+    """An episode that starting the next one ended: as truncated if it was open, and without the rewards that had not come.
+
+    ``steps``: transitions kept. ``gaps``: steps whose transition never came, ``discarded``: those of no use without them,
+    ``missing_rewards``: those that count with a reward of 0.
+    """
 
     episode: int
     steps: int
+    gaps: tuple[int, ...] = ()
+    discarded: tuple[int, ...] = ()
+    missing_rewards: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeStarted:
-    """A started episode and the phase that it acts in."""
+    """A started episode and the phase that it acts in. ``replayed``: an earlier request with the same key had started it."""
 
     episode: int
     phase: str
     ended_previous: EndedEpisode | None = None
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """The outcome of one environment step; ``next_observation`` is [S]."""
+    """The outcome of one environment step; ``next_observation`` is [S]; ``reward`` None: it follows by ``post_rewards``."""
 
-    reward: float
+    reward: float | None
     next_observation: Any
     terminated: bool
     truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
+class ItemResult:
+    """What became of one item: ``status`` stored, held (until the steps before it come), duplicate or refused (``code`` and ``detail``)."""
+
+    episode: int
+    step: int
+    status: str
+    code: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TransitionsPosted:
-    """What became of a batch: how many were new, which were there already, which steps have no outcome yet."""
+    """What became of a batch, item by item; ``gaps`` are the acted steps that have no outcome yet."""
 
     accepted: int
     duplicates: int
+    refused: int
+    results: tuple[ItemResult, ...]
     gaps: tuple[int, ...]
     context_size: int
     task_version: int
     episode_over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RewardsPosted:
+    """What became of late rewards, item by item; ``pending`` are the steps whose reward is still to follow."""
+
+    accepted: int
+    duplicates: int
+    refused: int
+    results: tuple[ItemResult, ...]
+    pending: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

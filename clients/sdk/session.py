@@ -1,7 +1,8 @@
 """A session: the control loop, and what can be asked about its task, its learner and its policy."""
 
 import math
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -10,11 +11,10 @@ from urllib.parse import quote
 import numpy as np
 
 from clients.sdk.errors import (
-    ConnectionFailed,
-    DuplicateTransition,
     EpisodeState,
     InvalidObservation,
     InvalidRequest,
+    ItemsRefused,
     SessionGone,
     SkilletError,
     UnexpectedReply,
@@ -23,8 +23,10 @@ from clients.sdk.models import (
     Action,
     EpisodeStarted,
     FinetuningStatus,
+    ItemResult,
     ModelSpec,
     PolicyVersions,
+    RewardsPosted,
     SessionInfo,
     TaskPosterior,
     Transition,
@@ -62,7 +64,7 @@ class Session:
         # The next step to ask an action for, and the next one to report the outcome of. A loop that stopped had one outcome pending.
         self._next_act = info.step
         self._next_outcome = max(0, info.step - 1)
-        self._in_doubt = False  # a batch was sent and its reply never came
+        self._start_key: str | None = None  # of an episode whose start has had no reply yet
 
     @property
     def episode(self) -> int | None:
@@ -74,18 +76,10 @@ class Session:
         return parse(SessionInfo, self._client.call("GET", self._path))
 
     def start_episode(self) -> EpisodeStarted:
-        """Start the next episode; one that is still open ends as truncated.
-
-        Not safe to send twice as it stands, so after a lost reply the session is read to see whether the episode has begun.
-        """
-        try:
-            started = self._post_episode()
-        except ConnectionFailed as error:
-            if not error.request_sent:
-                raise
-            info = self.info()
-            begun = info.episode_open and info.step == 0 and info.episode is not None and info.episode != self._episode
-            started = EpisodeStarted(info.episode, info.phase) if begun and info.episode is not None else self._post_episode()
+        """Start the next episode; one that is still open ends as truncated. Called again after ConnectionFailed, it starts one."""
+        self._start_key = self._start_key or uuid.uuid4().hex
+        started = parse(EpisodeStarted, self._client.call("POST", f"{self._path}/episodes", {}, key=self._start_key))
+        self._start_key = None
         self._episode, self._open, self._next_act, self._next_outcome = started.episode, True, 0, 0
         return started
 
@@ -99,8 +93,8 @@ class Session:
         self._next_act += 1
         return action
 
-    def step(self, reward: float, next_observation: Any, terminated: bool, truncated: bool) -> Action:
-        """Report the outcome of the last action and get the next one: ``next_observation`` [S].
+    def step(self, reward: float | None, next_observation: Any, terminated: bool, truncated: bool) -> Action:
+        """Report the outcome of the last action and get the next one: ``next_observation`` [S]; a reward of None follows by `post_rewards`.
 
         The reply to an outcome that is terminated or truncated has ``episode_over`` and no action.
         Raises InvalidObservation, InvalidRequest (reward not finite), EpisodeState, Conflict.
@@ -119,28 +113,32 @@ class Session:
         self._open = not action.episode_over
         return action
 
-    def post_transitions(self, transitions: Iterable[Transition]) -> TransitionsPosted | None:
-        """Report outcomes of actions that `act` gave, oldest first, 1 to 1000 of them.
+    def post_transitions(self, transitions: Iterable[Transition]) -> TransitionsPosted:
+        """Report outcomes of actions that `act` gave, oldest first, 1 to 1000 of them. Those that the service has already are duplicates.
 
-        None when the service had them all: an earlier attempt had come through and its reply was lost.
+        Raises ItemsRefused when some were refused; the others are stored.
         """
         episode, first = self._require_episode(), self._next_outcome
         batch = [
             {"episode": episode, "step": first + offset, **self._outcome(t.reward, t.next_observation, t.terminated, t.truncated)}
             for offset, t in enumerate(transitions)
         ]
-        try:
-            posted = parse(TransitionsPosted, self._client.call("POST", f"{self._path}/transitions", {"transitions": batch}))
-        except ConnectionFailed as error:
-            self._in_doubt = self._in_doubt or error.request_sent
-            raise
-        except DuplicateTransition as error:
-            if error.attempts == 1 and not self._in_doubt:
-                raise
-            posted = None
-        self._in_doubt = False
+        posted = parse(TransitionsPosted, self._client.call("POST", f"{self._path}/transitions", {"transitions": batch}))
+        _check_items(posted.results)
         self._next_outcome += len(batch)
         self._open = not any(t["terminated"] or t["truncated"] for t in batch)
+        return posted
+
+    def post_rewards(self, rewards: Mapping[int, float]) -> RewardsPosted:
+        """Report rewards, by step, of the newest episode's transitions that were reported with a reward of None. 1 to 1000 of them.
+
+        They count until the next episode starts. Raises InvalidRequest (not finite), ItemsRefused as `post_transitions`.
+        """
+        if self._episode is None:
+            raise EpisodeState("no episode was started", action="call start_episode first")
+        batch = [{"episode": self._episode, "step": step, "reward": _finite(reward)} for step, reward in rewards.items()]
+        posted = parse(RewardsPosted, self._client.call("POST", f"{self._path}/rewards", {"rewards": batch}))
+        _check_items(posted.results)
         return posted
 
     def task(self) -> TaskPosterior:
@@ -189,20 +187,15 @@ class Session:
         with suppress(SkilletError):  # the error that ended the block is the one to tell
             self.close()
 
-    def _post_episode(self) -> EpisodeStarted:
-        return parse(EpisodeStarted, self._client.call("POST", f"{self._path}/episodes", {}, repeatable=False))
-
     def _require_episode(self) -> int:
         if self._episode is None or not self._open:
             raise EpisodeState("no episode is open", action="call start_episode first")
         return self._episode
 
-    def _outcome(self, reward: float, next_observation: Any, terminated: bool, truncated: bool) -> dict[str, Any]:
-        reward = float(reward)
-        if not math.isfinite(reward):
-            raise InvalidRequest("the reward cannot be sent", expected="a finite number", received=reward)
+    def _outcome(self, reward: float | None, next_observation: Any, terminated: bool, truncated: bool) -> dict[str, Any]:
+        sent = None if reward is None else _finite(reward)
         observation = self._checked(next_observation)
-        return {"reward": reward, "next_observation": observation, "terminated": bool(terminated), "truncated": bool(truncated)}
+        return {"reward": sent, "next_observation": observation, "terminated": bool(terminated), "truncated": bool(truncated)}
 
     def _checked(self, observation: Any) -> list[float]:
         try:
@@ -220,6 +213,17 @@ class Session:
     def _wanted(self) -> str:
         spec = self.specs.observation
         return f"{spec.dim} finite numbers: " + ", ".join(f"{name} [{unit}]" for name, unit in zip(spec.names, spec.units, strict=True))
+
+
+def _finite(reward: float) -> float:
+    if not math.isfinite(reward := float(reward)):
+        raise InvalidRequest("the reward cannot be sent", expected="a finite number", received=reward)
+    return reward
+
+
+def _check_items(results: Iterable[ItemResult]) -> None:
+    if refused := [result for result in results if result.status == "refused"]:
+        raise ItemsRefused(refused)
 
 
 def _action(data: Any) -> Action:

@@ -153,6 +153,8 @@ SESSION = {
     "step": 0,
     "episode_open": False,
     "episodes_completed": 0,
+    "gaps": [],
+    "pending_rewards": [],
     "context_size": 0,
     "task_version": 0,
     "policy_version": 0,

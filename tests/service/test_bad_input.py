@@ -81,7 +81,6 @@ def test_an_observation_that_is_no_list_is_refused(mid: Driver, observation: Any
     ("field", "value"),
     [
         ("reward", "1"),
-        ("reward", None),
         ("reward", True),
         ("reward", 1e31),
         ("step", -1),
@@ -158,21 +157,23 @@ def test_a_transition_of_a_step_never_acted_is_refused(mid: Driver) -> None:
         assert problem["received"] == step
 
 
-def test_a_transition_out_of_order_is_refused_and_its_batch_with_it(mid: Driver) -> None:
-    ahead = Driver(mid.api)
-    ahead.start()
-    for step in range(4):
-        ahead.act(0, step, state(0, step))
-    problem = refused(ahead, "transitions", {"transitions": [transition(0, 1, state(0, 2))]}, status=409, code="transition_out_of_order")
-    assert problem["expected"] == 0
-    batch = [transition(0, 0, state(0, 1)), transition(0, 2, state(0, 3))]
-    refused(ahead, "transitions", {"transitions": batch}, status=409, code="transition_out_of_order")
+def test_a_transition_further_ahead_than_the_window_is_refused(settings, tiny_networks) -> None:
+    from service.app import create_app
+
+    with TestClient(create_app(settings.model_copy(update={"reorder_window": 3}), {"tiny": tiny_networks})) as api:
+        ahead = Driver(api)
+        ahead.start()
+        for step in range(5):
+            ahead.act(0, step, state(0, step))
+        batch = {"transitions": [transition(0, 3, state(0, 4))]}
+        problem = refused(ahead, "transitions", batch, status=409, code="transition_out_of_order")
+        assert (problem["expected"], problem["received"]) == ("a step from 0 to 2", 3)
 
 
-def test_a_duplicate_transition_is_refused(mid: Driver) -> None:
-    batch = [transition(0, 0, state(0, 1)), transition(0, 1, state(0, 2))]
-    refused(mid, "transitions", {"transitions": batch}, status=409, code="duplicate_transition")
+def test_an_old_step_cannot_be_stepped_again(mid: Driver) -> None:
     refused(mid, "step", transition(0, 0, state(0, 1)), status=409, code="duplicate_transition")
+    mid.step(0, 2, state(0, 3), terminated=True)
+    refused(mid, "step", transition(0, 1, state(0, 2)), status=409, code="duplicate_transition")
 
 
 def test_a_step_sent_again_with_other_numbers_is_refused(mid: Driver) -> None:
@@ -200,7 +201,12 @@ def test_without_an_open_episode_nothing_can_be_acted_or_posted(api: TestClient)
 def test_nothing_in_a_batch_may_follow_the_end_of_the_episode(mid: Driver) -> None:
     mid.act(0, 3, state(0, 3))
     batch = [transition(0, 2, state(0, 3), terminated=True), transition(0, 3, state(0, 4))]
-    refused(mid, "transitions", {"transitions": batch}, status=409, code="no_open_episode")
+    posted = mid.ok(mid.post("transitions", transitions=batch))
+    assert [(item["step"], item["status"], item["code"]) for item in posted["results"]] == [
+        (2, "stored", None),
+        (3, "refused", "no_open_episode"),
+    ]
+    assert (posted["accepted"], posted["refused"], posted["episode_over"]) == (1, 1, True)
 
 
 def test_acting_far_ahead_of_the_transitions_is_refused(settings, tiny_networks) -> None:

@@ -90,14 +90,15 @@ def test_a_new_episode_ends_the_open_one_as_truncated_and_keeps_its_last_skill(d
     for step in range(6):
         driver.step(0, step, state(0, step + 1), reward=1.0)
     started = driver.start()
-    assert started == {"episode": 1, "phase": "exploring", "ended_previous": {"episode": 0, "steps": 6}}
+    ended = {"episode": 0, "steps": 6, "gaps": [6], "discarded": [], "missing_rewards": []}
+    assert started == {"episode": 1, "phase": "exploring", "ended_previous": ended, "replayed": False}
     session = driver.get()
     assert (session["context_size"], session["episodes_completed"], session["episode"], session["step"]) == (2, 1, 1, 0)
 
 
 def test_an_episode_without_a_transition_is_not_counted(driver: Driver) -> None:
     driver.start()
-    assert driver.start()["ended_previous"] == {"episode": 0, "steps": 0}
+    assert driver.start()["ended_previous"]["steps"] == 0
     assert driver.get()["episodes_completed"] == 0
 
 

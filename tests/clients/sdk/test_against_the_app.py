@@ -90,7 +90,19 @@ def test_a_batch_whose_reply_was_lost_counts_as_posted(api):
     with SkilletClient(transport=transport).open_session() as session:
         session.start_episode()
         session.act(observation(0))
-        assert session.post_transitions([Transition(0.0, observation(1), True, False)]) is None
+        assert session.post_transitions([Transition(0.0, observation(1), True, False)]).duplicates == 1
+        assert session.info().episodes_completed == 1
+
+
+def test_a_reward_may_follow_its_transition(client):
+    with client.open_session() as session:
+        session.start_episode()
+        session.act(observation(0))
+        session.step(None, observation(1), False, False)
+        assert session.step(None, observation(2), True, False).episode_over
+        assert session.info().pending_rewards == (0, 1)
+        assert session.post_rewards({1: 1.0}).pending == (0,)
+        assert session.post_rewards({0: 0.5, 1: 1.0}).duplicates == 1
         assert session.info().episodes_completed == 1
 
 

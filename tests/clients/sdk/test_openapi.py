@@ -14,6 +14,8 @@ PAIRS = {
     "EndedEpisode": models.EndedEpisode,
     "EpisodeStarted": models.EpisodeStarted,
     "FinetuningStatus": models.FinetuningStatus,
+    "ItemResult": models.ItemResult,
+    "RewardsPosted": models.RewardsPosted,
     "PolicyVersion": models.PolicyVersion,
     "PolicyVersions": models.PolicyVersions,
     "SessionView": models.SessionInfo,

@@ -5,11 +5,21 @@ import pytest
 
 from clients.sdk import Action, EpisodeState, InvalidObservation, Transition, UnexpectedReply, errors
 from clients.sdk.models import FinetuningStatus, PolicyVersions, TaskPosterior
-from tests.clients.servers import ACTION, EPISODE, SESSION, cut_in_body, hang_up, http_server, refuses, says
+from tests.clients.servers import ACTION, EPISODE, SESSION, cut_in_body, hang_up, http_server, lists, refuses, says
 
 OPENED, STARTED = says(201, SESSION), says(201, EPISODE)
 OVER = {**ACTION, "step": 1, "action": None, "skill_step": None, "episode_over": True}
-POSTED = {"accepted": 1, "duplicates": 0, "gaps": [], "context_size": 0, "task_version": 0, "episode_over": False}
+RESULT = {"episode": 0, "step": 0, "status": "stored", "code": None, "detail": None}
+POSTED = {
+    "accepted": 1,
+    "duplicates": 0,
+    "refused": 0,
+    "results": [RESULT],
+    "gaps": [],
+    "context_size": 0,
+    "task_version": 0,
+    "episode_over": False,
+}
 
 
 def test_the_loop_numbers_steps_and_ends_with_the_episode(connect):
@@ -40,40 +50,52 @@ def test_a_step_whose_reply_was_lost_is_sent_again_under_the_same_number(connect
     assert server.seen[3] == server.seen[4]
 
 
-def test_an_episode_whose_start_was_lost_is_found_and_not_started_twice(connect):
-    begun = {**SESSION, "episode": 0, "episode_open": True, "phase": "adapted"}
-    with http_server(OPENED, hang_up, says(200, begun)) as (url, server):
-        started = connect(url).open_session().start_episode()
-    assert (started.episode, started.phase) == (0, "adapted")
-    assert [method for method, _, _ in server.seen] == ["POST", "POST", "GET"]
+def keys_of(server):
+    return [headers.get("idempotency-key") for headers in server.headers_seen]
 
 
-def test_an_episode_that_had_not_begun_is_started_after_all(connect):
-    with http_server(OPENED, hang_up, says(200, SESSION), STARTED) as (url, server):
-        assert connect(url).open_session().start_episode().episode == 0
-    assert [method for method, _, _ in server.seen] == ["POST", "POST", "GET", "POST"]
+def test_opening_and_starting_are_sent_again_under_the_same_key(connect):
+    with http_server(lists("tiny"), hang_up, OPENED, hang_up, STARTED, STARTED) as (url, server):
+        client = connect(url)
+        client.bundles()
+        session = client.open_session()
+        session.start_episode()
+        session.start_episode()
+    opened, opened_again, started, started_again, another = keys_of(server)[1:]
+    assert opened == opened_again
+    assert started == started_again
+    assert len({opened, started, another, None}) == 4
+
+
+def test_a_start_that_was_given_up_goes_on_under_its_key_when_it_is_called_again(connect):
+    with http_server(OPENED, hang_up, STARTED) as (url, server):
+        session = connect(url, retry_for_s=0.0).open_session()
+        with pytest.raises(errors.ConnectionLost):
+            session.start_episode()
+        assert session.start_episode().episode == 0
+    assert keys_of(server)[1] == keys_of(server)[2]
 
 
 def test_transitions_that_had_come_through_before_their_reply_was_lost_count_as_posted(connect):
-    with http_server(OPENED, STARTED, says(200, ACTION), cut_in_body, refuses(409, "duplicate_transition"), says(200, POSTED)) as (
-        url,
-        server,
-    ):
+    had = {**POSTED, "accepted": 0, "duplicates": 1, "results": [{**RESULT, "status": "duplicate"}]}
+    with http_server(OPENED, STARTED, says(200, ACTION), cut_in_body, says(200, had), says(200, POSTED)) as (url, server):
         session = connect(url).open_session()
         session.start_episode()
         session.act(np.zeros(4))
-        assert session.post_transitions([Transition(0.0, np.zeros(4), False, False)]) is None
-        session.post_transitions([Transition(0.0, np.ones(4), False, False)])
+        assert session.post_transitions([Transition(0.0, np.zeros(4), False, False)]).duplicates == 1
+        session.post_transitions([Transition(None, np.ones(4), False, False)])
     assert server.seen[-1][2]["transitions"][0]["step"] == 1
+    assert server.seen[-1][2]["transitions"][0]["reward"] is None
 
 
-def test_a_duplicate_that_is_not_this_sessions_own_is_an_error(connect):
-    with http_server(OPENED, STARTED, says(200, ACTION), refuses(409, "duplicate_transition")) as (url, _):
+def test_a_refused_item_is_an_error_that_names_it(connect):
+    refused = {**RESULT, "status": "refused", "code": "step_not_acted", "detail": "step 0 was never acted"}
+    with http_server(OPENED, STARTED, says(200, {**POSTED, "refused": 1, "results": [refused]})) as (url, _):
         session = connect(url).open_session()
         session.start_episode()
-        session.act(np.zeros(4))
-        with pytest.raises(errors.DuplicateTransition):
+        with pytest.raises(errors.ItemsRefused, match="step 0 was never acted") as caught:
             session.post_transitions([Transition(0.0, np.zeros(4), False, False)])
+    assert caught.value.results[0].code == "step_not_acted"
 
 
 def test_acting_may_run_ahead_of_its_outcomes_but_step_may_not(connect):

@@ -74,13 +74,12 @@ def test_a_cut_reply_without_retries_is_an_error_that_says_the_request_was_sent(
     assert caught.value.request_sent
 
 
-def test_opening_a_session_is_not_sent_again_after_bytes_of_it_left(connect):
-    with http_server(lists(), hang_up, says(201, SESSION)) as (url, server):
-        client = connect(url)
-        client.bundles()
+def test_rolling_back_without_a_version_is_not_sent_again_after_bytes_of_it_left(connect):
+    with http_server(says(201, SESSION), hang_up, says(200, {"current": 0, "versions": []})) as (url, server):
+        session = connect(url).open_session()
         with pytest.raises(errors.ConnectionLost):
-            client.open_session()
-    assert len([path for method, path, _ in server.seen if method == "POST"]) == 1
+            session.rollback()
+    assert len(server.seen) == 2
 
 
 def test_a_silent_server_is_given_up_after_the_timeout(connect):
