@@ -26,9 +26,10 @@ class SkilletClient:
     """A synchronous client of one service, to be used as a context manager. Threads may share it; a Session belongs to one thread.
 
     ``timeout_s`` is how long one reply may keep silent. A request that is safe to send twice (reading; acting, stepping and posting,
-    which the service knows again by their numbers; opening and starting, by an idempotency key) is sent again after a lost connection or a
-    passing fault of the service, with growing delays, until ``retry_for_s`` have passed since it was first sent; 0 turns
-    that off. A client that never had a reply does not retry a refused connection: a wrong address should say so at once. ``token`` is sent as a bearer token.
+    which the service knows again by their numbers; opening and starting, by an idempotency key) is sent again after a lost connection or
+    a passing fault of the service, with growing delays, until ``retry_for_s`` have passed since it was first sent; 0 turns that off. A
+    client that never had a reply does not retry a refused connection: a wrong address should say so at once. ``token`` is sent as a
+    bearer token.
     """
 
     def __init__(
