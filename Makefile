@@ -10,10 +10,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo serve train test lint format bench lock clean
+.PHONY: help setup demo demo-kitchen serve train test lint format bench lock clean
 
 help: ## list what there is
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 setup: $(STAMP) ## make .venv with Python 3.11 and install everything in it (nothing to do when nothing changed)
 
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml requirements.lock
 
 demo: setup ## show a robot in the maze adapt to a goal that it was never trained for (under five minutes)
 	@$(PY) -m clients.examples.demo --bundle $(BUNDLE)
+
+demo-kitchen: setup ## show an arm in a kitchen adapt to a sequence of subtasks that it was never trained for, with a video
+	@$(PY) -m clients.examples.demo --env kitchen
 
 serve: setup ## start the service on this machine: make serve [BUNDLE=bundles/maze] [PORT=8000]
 	@$(PY) -m service --bundle $(BUNDLE) --port $(PORT)

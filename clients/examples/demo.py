@@ -1,7 +1,7 @@
-"""The whole way in one command, ``make demo``: a service of its own, and a robot in it that adapts to a goal that it was never trained for.
+"""The whole way in one command, ``make demo`` and ``make demo-kitchen``: a service of its own, and a robot that adapts to an unseen task.
 
 Starts ``python -m service`` on a free port with its data in a temporary folder, runs ``python -m clients.simulator`` against it, and stops
-it. The picture, the figures and the service's log stay in the folder ``--out``. Ctrl-C stops everything.
+it. The pictures, the figures and the service's log stay in the folder ``--out``. Ctrl-C stops everything.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
@@ -25,6 +26,22 @@ Answer = TypeVar("Answer")
 START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 60.0, 20.0, 0.05
 LONGEST_WAIT_S = 15.0
 """How long one episode may wait for the learner, which on two free cores needs two seconds: the demonstration ends in good time anyway."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What is shown of a robot: a task that its bundle was not trained for, what is in the picture, whether there is a video."""
+
+    task: str
+    picture: str
+    video: bool
+
+
+DEMONSTRATIONS = {
+    "maze": Demonstration("15,19", "paths before and after", video=False),
+    "kitchen": Demonstration("microwave,kettle,bottom burner,hinge cabinet", "the arm before and after, and its timeline", video=True),
+}
+"""Name of the environment -> demonstration."""
 
 
 class ServiceFailed(Exception):
@@ -83,7 +100,8 @@ def _is_ready(url: str) -> bool:
 def run(options: argparse.Namespace) -> int:
     """Start the service, run the simulator in it, stop it. Returns the simulator's exit status."""
     options.out.mkdir(parents=True, exist_ok=True)
-    log, figures, picture = (options.out / name for name in ("service.log", f"{options.env}.json", f"{options.env}.png"))
+    log = options.out / "service.log"
+    figures, picture, video = (options.out / f"{options.env}.{suffix}" for suffix in ("json", "png", "mp4"))
     with tempfile.TemporaryDirectory(prefix="skillet-demo-") as data_dir:
         serve = [sys.executable, "-m", "service", "--bundle", str(options.bundle), "--port", "0", "--data-dir", data_dir]
         with child(serve, signal.SIGTERM, log) as service:
@@ -93,24 +111,39 @@ def run(options: argparse.Namespace) -> int:
                 sys.executable, "-m", "clients.simulator", "--url", url, "--env", options.env, "--task", options.task,
                 "--episodes", str(options.episodes), "--conditioning", str(options.conditioning), "--seed", str(options.seed),
                 "--max-wait-s", str(LONGEST_WAIT_S), "--json", str(figures), "--plot", str(picture),
+                *(("--video", str(video)) if options.video else ()),
             ]  # fmt: skip
             with child(simulate, signal.SIGINT) as simulator:
                 status = simulator.wait()
     if status == 0:
-        print(f"Paths before and after: {picture}. Every episode: {figures}. The service is stopped.")
+        print(f"The service is stopped. It left {DEMONSTRATIONS[options.env].picture}: {picture}")
+        if options.video:
+            print(f"The first episode beside the last: {video}")
+        print(f"Every episode: {figures}")
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m clients.examples.demo", description="Show a robot adapt, with a service of its own.")
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="default: %(default)s")
-    parser.add_argument("--env", default="maze", help="the simulator client's --env (default: %(default)s)")
-    parser.add_argument("--task", default="15,19", help="the simulator client's --task (default: %(default)s)")
+    parser.add_argument("--env", choices=DEMONSTRATIONS, default="maze", help="which robot (default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, help="default: the environment's in bundles/")
+    parser.add_argument("--task", help="the simulator client's --task (default: one that the bundle was not trained for)")
     parser.add_argument("--episodes", type=int, default=40, help="default: %(default)s")
     parser.add_argument("--conditioning", type=int, default=20, help="exploring episodes among them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for picture, figures and log (default: %(default)s)")
+    parser.add_argument("--no-video", dest="video", action="store_const", const=False, help="leave out the kitchen's video")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures, figures and log (default: %(default)s)")
     return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; what it leaves open is the environment's."""
+    options = _parser().parse_args(arguments)
+    shown = DEMONSTRATIONS[options.env]
+    options.bundle = options.bundle or Path("bundles") / options.env
+    options.task = options.task or shown.task
+    options.video = shown.video if options.video is None else options.video
+    return options
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -121,11 +154,12 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demonstration. Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parse_arguments(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     if not (options.bundle / "manifest.json").is_file():
-        print(f"no bundle at {options.bundle}: train one with 'make train', or name another with --bundle", file=sys.stderr)
+        train = f"make train CONFIG={options.env}"
+        print(f"no bundle at {options.bundle}: train one with '{train}', or name another with --bundle", file=sys.stderr)
         return 2
     try:
         return run(options)

@@ -19,7 +19,10 @@ Choice = Sequence[int | str]
 def check_video(env: gym.Env[Any, Any]) -> None:
     """Raises ValueError, which says what to install, when no video of this environment can be made here."""
     check_encoder()
-    drawing_of(env)
+    try:
+        drawing_of(env)
+    except ValueError as error:
+        raise ValueError(f"{error}; or leave out --video") from error
 
 
 def check_episodes(choice: Choice, numbers: range) -> None:

@@ -1,6 +1,7 @@
 """The simulated domains, and how their tasks are written on a command line."""
 
 import difflib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,28 @@ class Domain:
         """Make the environment of a written task.
 
         Raises:
-            ValueError: the text is no task of this domain; the message says what would be.
+            ValueError: the text is no task of this domain, or the simulator cannot be loaded; the message says what to do.
         """
+        load_simulator()
         return gym.make(self.env_id, render_mode=render_mode, **{self.task_argument: self.task_from_text(task_text)})
+
+
+def load_simulator() -> None:
+    """Import MuJoCo, which loads the graphics library that ``MUJOCO_GL`` names, when that is set.
+
+    Raises:
+        ValueError: that library is not installed; the message says which to install.
+    """
+    try:
+        import mujoco  # noqa: F401
+    except Exception as error:  # a missing library surfaces as ImportError, AttributeError, OSError or an error of PyOpenGL
+        backend = os.environ.get("MUJOCO_GL")
+        if not backend:
+            raise
+        raise ValueError(
+            f"MuJoCo cannot be loaded with MUJOCO_GL={backend} ({type(error).__name__}: {error}). On Linux install libegl1 (with Mesa: "
+            "libgl1-mesa-dri) for egl, libosmesa6 for osmesa; or unset MUJOCO_GL"
+        ) from error
 
 
 def cell_from_text(text: str) -> Cell:

@@ -30,19 +30,17 @@ class OffscreenRenderer:
 
     def __init__(self, model: Any, camera: Any, *, width: int, height: int) -> None:
         self._model = model
-        self._context = _gl_context(width, height)
-        self._context.make_current()
+        # The buffer holds one picture: some models ask for one of many megapixels, which costs hundreds of megabytes.
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        model.vis.quality.offsamples, model.vis.quality.shadowsize = SAMPLES, 0
+        _plain_background(model)
+        self._context, self._drawing = _open(model, width, height)
         # EGL is shut down when the interpreter ends: the context has to go before, however the program is left.
         self._close = weakref.finalize(self, self._context.free)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._options = mujoco.MjvOption()
         self._camera = _fixed_camera(model, camera) if isinstance(camera, str) else camera
-        # The buffer holds one picture: some models ask for one of many megapixels, which costs hundreds of megabytes.
-        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-        model.vis.quality.offsamples, model.vis.quality.shadowsize = SAMPLES, 0
-        _plain_background(model)
-        self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
         self._viewport = mujoco.MjrRect(0, 0, width, height)
 
@@ -79,7 +77,8 @@ def _plain_background(model: Any) -> None:
         model.tex_data[model.tex_adr[sky] : model.tex_adr[sky] + size] = BACKGROUND
 
 
-def _gl_context(width: int, height: int) -> Any:
+def _open(model: Any, width: int, height: int) -> tuple[Any, Any]:
+    """The graphics context, made current, and what of the model lies in it."""
     backend = os.environ.get("MUJOCO_GL", "").lower() or ("egl" if sys.platform == "linux" else "")
     try:
         if backend == "egl":
@@ -88,8 +87,10 @@ def _gl_context(width: int, height: int) -> Any:
             from mujoco.osmesa import GLContext
         else:
             GLContext = mujoco.GLContext
-        return GLContext(width, height)
-    except Exception as error:  # a missing library surfaces as ImportError, AttributeError, OSError or an error of PyOpenGL
+        context = GLContext(width, height)
+        context.make_current()
+        return context, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+    except Exception as error:  # what is missing surfaces as ImportError, AttributeError, OSError, an error of PyOpenGL or of MuJoCo
         raise RuntimeError(
             f"cannot draw with the graphics backend {backend or 'of this system'!r} ({type(error).__name__}: {error}). On Linux install "
             "libegl1 (with Mesa: libgl1-mesa-dri), or libosmesa6 and set MUJOCO_GL=osmesa; or run with render_mode=None"

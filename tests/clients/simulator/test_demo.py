@@ -1,14 +1,18 @@
 """``make demo``'s program, started as a person starts it: it leaves its picture and no process."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+
+from clients.examples.demo import DEMONSTRATIONS
+from clients.simulator.tasks import find_domain
 
 ROOT = Path(__file__).parents[3]
 
@@ -88,4 +92,29 @@ def test_a_service_that_cannot_start_is_told_with_the_end_of_its_log(tmp_path):
 def test_without_a_bundle_it_says_how_to_get_one(tmp_path):
     done = run_to_its_end(tmp_path / "none", tmp_path / "out")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"no bundle at {tmp_path}/none: train one with 'make train'")
+    assert done.stderr.startswith(f"no bundle at {tmp_path}/none: train one with 'make train CONFIG=maze'")
+
+
+def test_the_kitchens_demonstration_names_its_own_bundle_and_leaves_timeline_and_figures(kitchen_like_bundle, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "clients.examples.demo", "--env", "kitchen"], capture_output=True, text=True, cwd=tmp_path,
+        timeout=100, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("no bundle at bundles/kitchen: train one with 'make train CONFIG=kitchen'")
+    arguments = ("--env", "kitchen", "--no-video", "--episodes", 2, "--conditioning", 1)
+    done = run_to_its_end(kitchen_like_bundle.path, tmp_path / "out", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The task: kitchen microwave,kettle,bottom burner,hinge cabinet" in done.stdout
+    assert str(tmp_path / "out/kitchen.png") in done.stdout
+    assert len(json.loads((tmp_path / "out/kitchen.json").read_text())["episodes"]) == 2
+    assert not (tmp_path / "out/kitchen.mp4").exists()
+
+
+def test_every_demonstration_shows_a_task_that_is_unseen_in_training():
+    for name, shown in DEMONSTRATIONS.items():
+        domain = find_domain(name)
+        with closing(domain.make(shown.task)) as env:
+            task, splits = domain.task_from_text(shown.task), env.get_wrapper_attr("tasks")
+            assert task in splits("test")
+            assert task not in splits("train")

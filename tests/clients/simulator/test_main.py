@@ -1,5 +1,8 @@
 """The command line: what it refuses, each in one line and with status 2."""
 
+import ctypes.util
+import os
+import subprocess
 import sys
 
 import pytest
@@ -51,6 +54,25 @@ def test_without_a_graphics_library_a_video_is_refused_before_the_service_is_ask
     error = capsys.readouterr().err
     assert "On Linux install libegl1" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("backend", ["osmesa", "none of them"])
+def test_a_graphics_library_that_is_named_and_not_there_is_told_in_one_line(backend, tmp_path):
+    if ctypes.util.find_library("OSMesa"):
+        pytest.skip("OSMesa is installed here")
+    command = [sys.executable, "-m", "clients.simulator", "--url", f"http://127.0.0.1:{free_port()}", *GOOD]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "MUJOCO_GL": backend})
+    assert done.returncode == 2
+    assert f"MuJoCo cannot be loaded with MUJOCO_GL={backend}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_kitchen_says_nothing_about_other_environments(tmp_path):
+    command = [sys.executable, "-m", "clients.simulator", "--url", f"http://127.0.0.1:{free_port()}", "--env", "kitchen", "--episodes", "1"]
+    task = "microwave,kettle,bottom burner,hinge cabinet"
+    done = subprocess.run([*command, "--task", task], capture_output=True, text=True, check=False, timeout=60)
+    assert "nothing listens at" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_without_the_library_that_writes_videos_one_is_refused(monkeypatch, tmp_path, capsys):
