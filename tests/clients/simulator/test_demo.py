@@ -13,6 +13,7 @@ import pytest
 
 from clients.examples.demo import DEMONSTRATIONS
 from clients.simulator.tasks import find_domain
+from tests.processes import processes_that_name
 
 ROOT = Path(__file__).parents[3]
 
@@ -34,18 +35,6 @@ def started(*arguments):
         process.terminate()
         process.wait(60)
         process.stdout.close()
-
-
-def processes_that_name(text):
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = file.read_bytes().split(b"\0")
-        except OSError:  # it ended meanwhile
-            continue
-        if any(text.encode() in word for word in words):
-            found.append(words)
-    return found
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from clients.simulator.__main__ import main
 from clients.simulator.report import Display
 from clients.simulator.run import Simulation
 from tests.clients.servers import free_port
-from tests.clients.simulator.conftest import started_service
+from tests.served import started_service
 
 ROOT = Path(__file__).parents[3]
 AT_THE_START, FAR = "10,10", "3,18"  # a goal that the first step reaches, and one that small random networks do not
