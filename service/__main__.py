@@ -61,7 +61,7 @@ def read_settings(arguments: list[str] | None) -> Settings:
 
 
 def _serve(settings: Settings, stack: ExitStack) -> None:
-    bundles = load_bundles(settings.bundles)
+    bundles = load_bundles(settings.bundles, envelope=settings.envelope)
     listener = stack.enter_context(_listen(settings))
     redis_url = settings.redis_url or _start_redis(settings, stack)
     settings = settings.model_copy(update={"redis_url": redis_url})

@@ -3,8 +3,11 @@
 Actions and transitions advance separately: a client may act ahead and post transitions later (`service.recording`).
 """
 
+import numpy as np
+
 from service import schemas
 from service.errors import WrongStep
+from service.observations import outside
 from service.policies import MetaPolicy, Networks
 from service.recording import ended_at, no_open_episode
 from service.session_state import LastAction, Loaded, OpenSkill, Posterior, Session
@@ -86,9 +89,21 @@ def act(session: Session, step: int, state: Floats, *, networks: Networks, polic
         if policy is None:
             raise RuntimeError("a skill is due: act needs the policy version that wanted_version names")
         skill = _choose_skill(session, state, networks, policy)
-    action = networks.decode(state, unpack_rows(skill.skill, networks.spec.skill_dim)[0])
+    wanted = networks.decode(state, unpack_rows(skill.skill, networks.spec.skill_dim)[0])
+    before = None if session.last_action is None else np.array(session.last_action.action, np.float32)
+    action, limited = networks.guard.limit(wanted, before)
     session.act_step += 1
-    session.last_action = LastAction(step, action.tolist(), step - skill.start, skill.policy_version, session.task_version, session.phase)
+    session.last_action = LastAction(
+        step,
+        action.tolist(),
+        step - skill.start,
+        skill.policy_version,
+        session.task_version,
+        session.phase,
+        list(limited),
+        outside(state, networks),
+        unpack_rows(skill.skill, networks.spec.skill_dim)[0].tolist() if session.share_skills and step == skill.start else None,
+    )
     return _reply(session, session.last_action, replayed=False)
 
 
@@ -136,6 +151,9 @@ def _reply(session: Session, last: LastAction, *, replayed: bool) -> schemas.Act
         last.phase,
         False,
         replayed,
+        last.limited,
+        last.outside,
+        last.skill,
     )
 
 

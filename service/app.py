@@ -9,7 +9,9 @@ from fastapi import FastAPI
 from service import openapi
 from service.adaptation import Adaptation
 from service.control_routes import control
+from service.deadlines import Deadlines
 from service.errors import StartupError
+from service.framing import Framing
 from service.idempotency import CreatedSessions
 from service.jobs import JobQueue
 from service.metrics import Metrics
@@ -38,7 +40,9 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     """
     if settings.redis_url is None:
         raise StartupError("the API needs a Redis: set SKILLET_REDIS_URL, or start it with 'python -m service', which brings one")
-    parts = _assemble(settings, settings.redis_url, bundles if bundles is not None else load_bundles(settings.bundles))
+    parts = _assemble(
+        settings, settings.redis_url, bundles if bundles is not None else load_bundles(settings.bundles, envelope=settings.envelope)
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,17 +57,22 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     for router in (control, sessions, bundle_routes, operation):
         app.include_router(router)
     answer_errors(app, parts.metrics)
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: Framing(build())  # type: ignore[method-assign]  # around error handling too
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     return app
 
 
-def load_bundles(paths: tuple[Path, ...]) -> dict[str, Networks]:
-    """Check and load bundles by name. Raises BundleError, or StartupError for none or two of one name."""
+def load_bundles(paths: tuple[Path, ...], *, envelope: bool = True) -> dict[str, Networks]:
+    """Check and load bundles by name; ``envelope``: hold actions inside the safety envelopes that they carry.
+
+    Raises BundleError, or StartupError for none or two of one name.
+    """
     if not paths:
         raise StartupError("no bundle to serve: pass --bundle DIR, for example --bundle bundles/maze")
     found: dict[str, Networks] = {}
     for path in paths:
-        networks = Networks(Bundle.load(path))
+        networks = Networks(Bundle.load(path), envelope=envelope)
         name = networks.bundle.manifest.name
         if name in found:
             raise StartupError(f"two bundles are named {name}: {found[name].bundle.path} and {path}; serve one of them")
@@ -77,4 +86,4 @@ def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) 
     adaptation = Adaptation(store, JobQueue(redis), settings.inference_interval_s)
     metrics.count_versions(versions)
     loop = StepLoop(settings, store=store, versions=versions, bundles=bundles, adaptation=adaptation, metrics=metrics)
-    return Parts(settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, metrics)
+    return Parts(settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, Deadlines(), metrics)

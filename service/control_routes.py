@@ -42,7 +42,8 @@ control = APIRouter(prefix="/v1/sessions", tags=["control loop"], default_respon
 async def step(request: Request, session_id: str) -> Response:
     """Store the outcome of a step and give the next action."""
     started, parts = time.perf_counter(), parts_of(request)
-    answer = await parts.loop.step(session_id, await read(request, schemas.Transition))
+    deadline = parts.deadlines.read(request, session_id)
+    answer = await parts.loop.step(session_id, await read(request, schemas.Transition), deadline)
     parts.metrics.step_seconds.observe(time.perf_counter() - started)
     return reply(answer)
 
@@ -56,7 +57,8 @@ async def step(request: Request, session_id: str) -> Response:
 async def act(request: Request, session_id: str) -> Response:
     """Give the action for one step."""
     started, parts = time.perf_counter(), parts_of(request)
-    answer = await parts.loop.act(session_id, await read(request, schemas.Act))
+    deadline = parts.deadlines.read(request, session_id)
+    answer = await parts.loop.act(session_id, await read(request, schemas.Act), deadline)
     parts.metrics.act_seconds.observe(time.perf_counter() - started)
     return reply(answer)
 

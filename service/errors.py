@@ -5,7 +5,9 @@ SkilletError
 └── ServiceError
     ├── InvalidRequest           422  a body or parameter does not fit its schema
     │   ├── IdempotencyKeyReused 422  the key came with another body before
+    │   ├── DamagedRequest       400  a request does not fit its digest
     │   └── InvalidObservation   422  an observation has the wrong length, type or a number that is not finite
+    │       └── ObservationOutOfRange 422  a number wildly outside the bundle's safety envelope
     ├── BodyTooLarge             413
     ├── NotFound                 404
     │   ├── UnknownSession       404
@@ -22,6 +24,7 @@ SkilletError
     │   ├── StepNotActed         409
     │   ├── TransitionOutOfOrder 409
     │   ├── DuplicateTransition  409
+    │   ├── DeadlinePassed       409  the answer would come too late to be of use
     │   └── ConcurrentUpdate     409  other requests kept changing the session at the same moment
     ├── StorageUnavailable       503
     └── InternalError            500
@@ -82,6 +85,18 @@ class IdempotencyKeyReused(InvalidRequest):
     """The same idempotency key came with another body."""
 
     code, title = "idempotency_key_reused", "Idempotency key reused"
+
+
+class ObservationOutOfRange(InvalidObservation):
+    """A number is wildly outside what the bundle was trained on: another unit, or a broken sensor."""
+
+    code, title = "observation_out_of_range", "Observation out of range"
+
+
+class DamagedRequest(InvalidRequest):
+    """The request does not fit the digest that it carries."""
+
+    status, code, title = 400, "damaged_request", "Damaged request"
 
 
 class BodyTooLarge(ServiceError):
@@ -178,6 +193,12 @@ class DuplicateTransition(Conflict):
     """Every transition of the request is already stored."""
 
     code, title = "duplicate_transition", "Duplicate transition"
+
+
+class DeadlinePassed(Conflict):
+    """The client's deadline for the answer has passed."""
+
+    code, title = "deadline_passed", "Deadline passed"
 
 
 class ConcurrentUpdate(Conflict):

@@ -25,6 +25,8 @@ class Metrics:
         self.skill_transitions = Counter("skillet_skill_transitions", "Skill transitions completed", registry=registry)
         self.episodes = Counter("skillet_episodes", "Episodes completed", registry=registry)
         self.sessions = Counter("skillet_sessions_opened", "Sessions opened", registry=registry)
+        self.limited = Counter("skillet_actions_limited", "Actions changed by the safety envelope", ["limit"], registry=registry)
+        self.outside = Counter("skillet_observations_outside", "Observations outside the envelope's usual range", registry=registry)
         self.act_seconds = self.seconds.labels("act")
         self.step_seconds = self.seconds.labels("step")
         self.transitions_seconds = self.seconds.labels("transitions")

@@ -1,14 +1,19 @@
-"""Checking what a client says that its robot saw."""
+"""Checking what a client says that its robot saw, against the bundle's spec and its safety envelope."""
 
 import numpy as np
 
-from service.errors import InvalidObservation
+from service.errors import InvalidObservation, ObservationOutOfRange
+from service.policies import Networks
 from training.contract.context import Floats
-from training.contract.spec import VectorSpec
 
 
-def check_observation(values: list[float], spec: VectorSpec, path: str) -> Floats:
-    """The observation as float32 [S]. Raises InvalidObservation when its length is wrong or a number does not fit float32."""
+def check_observation(values: list[float], networks: Networks, path: str) -> Floats:
+    """The observation as float32 [S]; one outside the safety envelope's usual range is not refused (see `outside`).
+
+    Raises InvalidObservation when its length is wrong or a number does not fit float32, ObservationOutOfRange when a number is wildly
+    outside the envelope.
+    """
+    spec = networks.spec.observation
     if len(values) != spec.dim:
         raise InvalidObservation(
             f"{path}: expected {spec.dim} numbers, got {len(values)}",
@@ -26,4 +31,17 @@ def check_observation(values: list[float], spec: VectorSpec, path: str) -> Float
             received=repr(values[index]),
             action="Leave out or repair readings that are not finite before sending them.",
         )
+    if (wild := networks.guard.refused(state)) is not None:
+        limits = networks.guard.envelope
+        raise ObservationOutOfRange(
+            f"{path}[{wild}] ({spec.names[wild]}): {values[wild]:g} {spec.units[wild]} is far from anything that the policy was trained on",
+            expected=f"{limits.observation_low[wild]:g} to {limits.observation_high[wild]:g} {spec.units[wild]}",
+            received=values[wild],
+            action="Check the sensor and its unit.",
+        )
     return state
+
+
+def outside(state: Floats, networks: Networks) -> list[str]:
+    """Names of the entries of an observation [S] that are outside the envelope's usual range."""
+    return [networks.spec.observation.names[index] for index in networks.guard.outside(state)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from service.adaptation import Adaptation
+from service.deadlines import Deadlines
 from service.errors import UnknownBundle
 from service.idempotency import CreatedSessions
 from service.metrics import Metrics
@@ -26,6 +27,7 @@ class Parts:
     created: CreatedSessions
     adaptation: Adaptation
     loop: StepLoop
+    deadlines: Deadlines
     metrics: Metrics
 
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 from service.errors import PolicyOutputInvalid
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats, pack_rows, select_context, unpack_rows
+from training.contract.envelope import Envelope, Guard
 from training.contract.errors import BundleCorrupt
 from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, SKILL_DECODER, TASK_ENCODER, ModelSpec
 
@@ -62,12 +63,13 @@ class MetaPolicy:
 
 
 class Networks:
-    """The graphs of one bundle."""
+    """The graphs of one bundle, and the guard of its safety envelope (without ``envelope``: of its spec's limits)."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, envelope: bool = True) -> None:
         self.bundle = bundle
         self.spec: ModelSpec = bundle.manifest.spec
         self.digest = bundle.manifest.digest
+        self.guard = Guard(bundle.manifest.limits if envelope else Envelope.of_spec(self.spec))
         self.layout = ContextLayout(self.spec.state_dim, self.spec.skill_dim)
         self._meta_policy_bytes = bundle.read(META_POLICY)
         graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS}

@@ -15,14 +15,13 @@ from service.policies import Networks
 from service.schemas import ItemResult, ItemStatus
 from service.session_state import Changes, Outcome, Session
 from training.contract.context import ContextLayout, pack_rows
-from training.contract.spec import VectorSpec
 
 Item = TypeVar("Item")
 
 
-def check_outcome(transition: schemas.Transition, spec: VectorSpec, path: str) -> Outcome:
+def check_outcome(transition: schemas.Transition, networks: Networks, path: str) -> Outcome:
     """The transition with its observation checked. Raises InvalidObservation."""
-    state = check_observation(transition.next_observation, spec, f"{path}.next_observation")
+    state = check_observation(transition.next_observation, networks, f"{path}.next_observation")
     return Outcome(transition.step, transition.reward, pack_rows(state), transition.terminated, transition.truncated)
 
 

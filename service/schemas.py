@@ -34,6 +34,7 @@ class OpenSession(Request, frozen=True):
     ] = None
     finetuning: bool = True
     deterministic: Annotated[bool, Meta(description="act with the mean skill instead of a drawn one")] = False
+    share_skills: Annotated[bool, Meta(description="tell each skill with its first action, so that a robot can finish it alone")] = False
     ttl_s: Annotated[int, Meta(ge=1, le=365 * 86400, description="seconds without a request after which the session expires")] = 86400
 
 
@@ -125,7 +126,9 @@ class SessionView(Struct, frozen=True, omit_defaults=False):
     created_at: str
     expires_at: str
     closed: bool
+    share_skills: bool
     specs: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    envelope: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class SessionList(Struct, frozen=True):
@@ -159,7 +162,11 @@ class EpisodeStarted(Struct, frozen=True):
 
 
 class Action(Struct, frozen=True):
-    """The action for one step; null when the episode is over."""
+    """The action for one step; null when the episode is over.
+
+    ``limited``: which limits of the safety envelope changed it (``action_limited``, ``change_limited``). ``outside``: names of the
+    observation's entries that are outside the envelope's usual range. ``skill``: with its first action, in a session that shares them.
+    """
 
     episode: int
     step: int
@@ -170,6 +177,9 @@ class Action(Struct, frozen=True):
     phase: Phase
     episode_over: bool
     replayed: bool
+    limited: list[str] = []
+    outside: list[str] = []
+    skill: list[float] | None = None
 
 
 ItemStatus = Literal["stored", "held", "duplicate", "refused"]

@@ -37,7 +37,7 @@ async def open_session(request: Request) -> Response:
         session.session_id = parts.created.claim(key, encode(wanted), session.session_id)
         loaded = _create_once(parts, session)
     parts.metrics.sessions.inc()
-    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), specs=networks.spec), 201)
+    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), networks=networks), 201)
 
 
 def _create_once(parts: Parts, session: Session) -> Loaded:
@@ -61,6 +61,7 @@ def _new_session(wanted: schemas.OpenSession, networks: Networks) -> Session:
         finetuning=wanted.finetuning,
         deterministic=wanted.deterministic,
         ttl_s=wanted.ttl_s,
+        share_skills=wanted.share_skills,
         created_at=now,
         expires_at=now + wanted.ttl_s,
     )
@@ -83,7 +84,7 @@ async def read_session(request: Request, session_id: str) -> Response:
     """Read a session, with the specs of its bundle."""
     parts = parts_of(request)
     loaded = parts.store.load(session_id)
-    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), specs=parts.loop.networks(loaded).spec))
+    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), networks=parts.loop.networks(loaded)))
 
 
 @sessions.patch("/{session_id}", openapi_extra=documented(schemas.SessionView, request=schemas.ChangeSession, example={"phase": "adapted"}))

@@ -30,6 +30,9 @@ class LastAction(Struct):
     policy_version: int
     task_version: int
     phase: Phase
+    limited: list[str] = []
+    outside: list[str] = []
+    skill: list[float] | None = None
 
 
 class Outcome(Struct):
@@ -64,6 +67,7 @@ class Session(Struct):
     created_at: float
     expires_at: float
     forced_phase: Phase | None = None
+    share_skills: bool = False
     # the open or last episode
     episode: int = -1
     episode_open: bool = False

@@ -17,6 +17,7 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(default=None, description="unset: an embedded Redis is started under data_dir")
     data_dir: Path = Path(".skillet")
     learners: int = Field(default=1, ge=0, description="learner processes started beside the API")
+    envelope: bool = Field(default=True, description="hold actions inside the bundles' safety envelopes, not only their specs' limits")
     redis_timeout_s: float = Field(default=1.5, gt=0)
     max_body_bytes: int = Field(default=2**20, gt=0)
     max_steps_ahead: int = Field(default=1000, gt=0, description="steps that may be acted before their transitions are posted")

@@ -13,6 +13,7 @@ import msgspec
 
 from service import acting, recording, schemas
 from service.adaptation import Adaptation
+from service.deadlines import Deadline
 from service.errors import ConcurrentUpdate, ServiceError, UnknownBundle, UnknownVersion
 from service.metrics import Metrics
 from service.observations import check_observation
@@ -75,38 +76,40 @@ class StepLoop:
                 return answer
         raise _busy(session_id)
 
-    async def act(self, session_id: str, request: schemas.Act) -> schemas.Action:
-        """The action for one step."""
+    async def act(self, session_id: str, request: schemas.Act, deadline: Deadline | None = None) -> schemas.Action:
+        """The action for one step. Raises DeadlinePassed, without effect, when it would be late."""
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
             recording.check_episode(loaded.session, request.episode)
-            state = check_observation(request.observation, networks.spec.observation, "$.observation")
+            state = check_observation(request.observation, networks, "$.observation")
             return self._act(loaded.session, request.step, state, networks, policy)
 
-        return await self._apply(session_id, change)
+        return self._counted(await self._apply(session_id, change, deadline))
 
-    async def step(self, session_id: str, request: schemas.Transition) -> schemas.Action:
-        """Store the outcome of one step and give the action for the next."""
+    async def step(self, session_id: str, request: schemas.Transition, deadline: Deadline | None = None) -> schemas.Action:
+        """Store the outcome of one step and give the action for the next. Raises DeadlinePassed, without effect, when it would be late."""
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
-            session, spec = loaded.session, networks.spec.observation
-            outcome = recording.check_outcome(request, spec, "$")
+            session = loaded.session
+            outcome = recording.check_outcome(request, networks, "$")
             (result,) = recording.record(session, [(request, outcome)], changes, networks, self._settings.reorder_window)
             if result.status == "duplicate":
                 recording.check_newest(session, request.step)
             if not session.episode_open or recording.ended_at(session) is not None:
                 return acting.over(session, request.step + 1, replayed=result.status == "duplicate")
-            state = unpack_rows(outcome.next_state, spec.dim)[0]
+            state = unpack_rows(outcome.next_state, networks.spec.state_dim)[0]
             return self._act(session, request.step + 1, state, networks, policy)
 
-        return await self._apply(session_id, change)
+        return self._counted(await self._apply(session_id, change, deadline))
 
     async def add_transitions(self, session_id: str, request: schemas.PostTransitions) -> schemas.TransitionsPosted:
         """Store outcomes of acted steps."""
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.TransitionsPosted:
-            spec, session = networks.spec.observation, loaded.session
-            outcomes = [(item, recording.check_outcome(item, spec, f"$.transitions[{i}]")) for i, item in enumerate(request.transitions)]
+            session = loaded.session
+            outcomes = [
+                (item, recording.check_outcome(item, networks, f"$.transitions[{i}]")) for i, item in enumerate(request.transitions)
+            ]
             results = recording.record(session, outcomes, changes, networks, self._settings.reorder_window)
             return schemas.TransitionsPosted(
                 *_counts(results),
@@ -144,8 +147,10 @@ class StepLoop:
     def _act(self, session: Session, step: int, state: Floats, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
         return acting.act(session, step, state, networks=networks, policy=policy, max_ahead=self._settings.max_steps_ahead)
 
-    async def _apply(self, session_id: str, change: Change[Reply]) -> Reply:
+    async def _apply(self, session_id: str, change: Change[Reply], deadline: Deadline | None = None) -> Reply:
         for attempt in range(MAX_ATTEMPTS):
+            if deadline is not None:
+                deadline.check()
             loaded = self._store.load(session_id) if attempt else self._store.recall(session_id)
             networks = self.networks(loaded)
             changes = Changes()
@@ -155,11 +160,20 @@ class StepLoop:
                 if not loaded.recalled:
                     raise
                 continue  # refused for what the session was; see what it is
+            if deadline is not None:
+                deadline.check()
             if self._store.save(loaded, changes):
                 self._grew(loaded, changes, networks)
                 return reply
             await asyncio.sleep(0 if attempt < 3 else 0.001 * attempt)  # let the other requests finish
         raise _busy(session_id)
+
+    def _counted(self, answer: schemas.Action) -> schemas.Action:
+        if not answer.replayed:
+            for limit in answer.limited:
+                self._metrics.limited.labels(limit).inc()
+            self._metrics.outside.inc(bool(answer.outside))
+        return answer
 
     async def _policy(self, loaded: Loaded, networks: Networks) -> MetaPolicy | None:
         """The policy that the next action needs; None when a running skill is kept."""

@@ -11,11 +11,13 @@ from service.policies import Networks
 from service.recording import gaps, pending_rewards
 from service.session_state import Loaded, Posterior
 from service.versions import Progress
-from training.contract.spec import ModelSpec
 
 
-def session_view(loaded: Loaded, task_version: int, *, specs: ModelSpec | None = None, closed: bool = False) -> schemas.SessionView:
-    """Where a session stands; the phase is that of the open episode, else the one that the next will have."""
+def session_view(loaded: Loaded, task_version: int, *, networks: Networks | None = None, closed: bool = False) -> schemas.SessionView:
+    """Where a session stands; the phase is that of the open episode, else the one that the next will have.
+
+    With ``networks`` it tells what to send and which limits hold; a limit that is infinite is null.
+    """
     session = loaded.session
     return schemas.SessionView(
         session_id=session.session_id,
@@ -39,7 +41,9 @@ def session_view(loaded: Loaded, task_version: int, *, specs: ModelSpec | None =
         created_at=timestamp(session.created_at),
         expires_at=timestamp(session.expires_at),
         closed=closed,
-        specs=spec_view(specs) if specs is not None else msgspec.UNSET,
+        share_skills=session.share_skills,
+        specs=msgspec.UNSET if networks is None else finite(networks.spec.model_dump()),
+        envelope=msgspec.UNSET if networks is None else finite(networks.guard.envelope.model_dump()),
     )
 
 
@@ -82,12 +86,6 @@ def bundle_view(networks: Networks) -> dict[str, Any]:
     """The manifest without its golden vectors, with the digest over all files."""
     manifest = networks.bundle.manifest.model_dump(exclude={"golden"})
     return {**finite(manifest), "digest": networks.digest}
-
-
-def spec_view(spec: ModelSpec) -> dict[str, Any]:
-    """The spec; a limit that is infinite is null."""
-    view: dict[str, Any] = finite(spec.model_dump())
-    return view
 
 
 def finite(value: Any) -> Any:

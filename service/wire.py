@@ -1,7 +1,6 @@
 """Reading bodies and writing replies and problems."""
 
 import logging
-import secrets
 import time
 from typing import Any, TypeVar
 
@@ -12,7 +11,8 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from service import schemas
-from service.errors import BodyTooLarge, InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.errors import BodyTooLarge, DamagedRequest, InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.framing import request_digest, request_id
 from service.metrics import Metrics
 from service.storage import is_outage, unavailable
 
@@ -43,6 +43,14 @@ async def read(request: Request, kind: type[RequestType]) -> RequestType:
         body += chunk
         if len(body) > limit:
             raise _too_large(limit, f"more than {limit}")
+    claimed = request.headers.get("skillet-digest")
+    if claimed is not None and claimed.encode() != request_digest(request.scope, body):
+        raise DamagedRequest(
+            "the request was damaged on its way: it does not fit its digest",
+            expected="the digest of method, path and body",
+            received=claimed[:64],
+            action="Send it again; over a bad link use TLS.",
+        )
     return schemas.decode(body, kind)
 
 
@@ -59,13 +67,13 @@ class Outages:
             _log.error("Redis does not answer: %s: %s", type(error).__name__, error)
 
 
-def problem(error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
+def problem(request: Request, error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
     """The problem document of an error, counted."""
-    request_id = secrets.token_hex(8)
+    number = request_id(request.scope)
     metrics.errors.labels(error.code).inc()
     if error.status == 500:  # a 503 comes with every request while Redis is gone: `Outages` tells of it
-        _log.error("request %s: %s: %s", request_id, error.code, error.detail)
-    body = _encoder.encode(error.problem(request_id))
+        _log.error("request %s: %s: %s", number, error.code, error.detail)
+    body = _encoder.encode(error.problem(number))
     extra = {"retry-after": "1"} if error.status == 503 else {}
     return Response(body, error.status, {**extra, **(headers or {})}, media_type="application/problem+json")
 
@@ -76,7 +84,7 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
-        return problem(error, metrics)
+        return problem(request, error, metrics)
 
     @app.exception_handler(RedisError)
     async def redis_error(request: Request, error: RedisError) -> Response:
@@ -84,7 +92,7 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
             _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
             return await unexpected(request, error)
         outages.saw(error)
-        return problem(unavailable(error), metrics)
+        return problem(request, unavailable(error), metrics)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -93,15 +101,17 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
         found = InvalidRequest(
             f"{field}: {first['msg']}", expected=first["msg"], received=str(first.get("input"))[:100], action=f"Correct {field}; see /docs."
         )
-        return problem(found, metrics)
+        return problem(request, found, metrics)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        return problem(_from_http(request, error), metrics, dict(error.headers or {}))
+        return problem(request, _from_http(request, error), metrics, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        return problem(InternalError("the service failed; its log has the cause", action="Report it with the request_id."), metrics)
+        return problem(
+            request, InternalError("the service failed; its log has the cause", action="Report it with the request_id."), metrics
+        )
 
 
 def _from_http(request: Request, error: HTTPException) -> ServiceError:

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from training.config import CollectConfig, DomainConfig, FinetuningConfig, NetworkConfig, SkillConfig, TrainingConfig
-from training.contract.bundle import Bundle, write_bundle
+from training.contract.bundle import Bundle, Manifest, write_bundle
 from training.contract.context import ContextLayout
+from training.contract.envelope import Envelope
 from training.contract.spec import ModelSpec, VectorSpec
 from training.export import export_bundle
 from training.meta_training import MetaNetworks
@@ -77,3 +78,10 @@ def with_finetuning(bundle: Bundle, path: Path, **finetuning: float) -> Bundle:
         finetuning={**manifest.finetuning, **finetuning},
         provenance=manifest.provenance,
     )
+
+
+def with_envelope(bundle: Bundle, path: Path, envelope: Envelope) -> Bundle:
+    """A copy of a bundle at ``path`` that carries a safety envelope."""
+    manifest = bundle.manifest
+    fields = {name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files", "envelope")}
+    return write_bundle(path, {name: bundle.read(name) for name in manifest.files}, envelope=envelope, **fields)

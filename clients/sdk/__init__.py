@@ -1,6 +1,8 @@
 """The Python SDK: open a session, act, report what happened. Needs numpy and the standard library only."""
 
 from clients.sdk.client import SkilletClient
+from clients.sdk.control_loop import Command, ControlLoop, OutageLadder
+from clients.sdk.edge import Decoder, OnnxDecoder
 from clients.sdk.errors import ConnectionFailed, EpisodeState, InvalidObservation, ItemsRefused, ServiceError, SkilletError, UnexpectedReply
 from clients.sdk.models import (
     Action,
@@ -22,7 +24,10 @@ from clients.sdk.transport import HttpTransport, Reply, Transport
 __all__ = [
     "Action",
     "BundleSummary",
+    "Command",
     "ConnectionFailed",
+    "ControlLoop",
+    "Decoder",
     "EpisodeStarted",
     "EpisodeState",
     "FinetuningStatus",
@@ -31,6 +36,8 @@ __all__ = [
     "ItemResult",
     "ItemsRefused",
     "ModelSpec",
+    "OnnxDecoder",
+    "OutageLadder",
     "PolicyVersions",
     "Reply",
     "RewardsPosted",

@@ -1,5 +1,6 @@
 """The client: one service, many sessions."""
 
+import hashlib
 import itertools
 import json
 import random
@@ -11,7 +12,16 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
-from clients.sdk.errors import ConcurrentUpdate, ConnectionFailed, NothingListening, SkilletError, UnexpectedReply, from_problem
+from clients.sdk.errors import (
+    ConcurrentUpdate,
+    ConnectionFailed,
+    DamagedReply,
+    DamagedRequest,
+    NothingListening,
+    SkilletError,
+    UnexpectedReply,
+    from_problem,
+)
 from clients.sdk.models import BundleSummary, SessionInfo, parse
 from clients.sdk.session import Session
 from clients.sdk.transport import HttpTransport, Reply, Transport
@@ -29,7 +39,7 @@ class SkilletClient:
     which the service knows again by their numbers; opening and starting, by an idempotency key) is sent again after a lost connection or
     a passing fault of the service, with growing delays, until ``retry_for_s`` have passed since it was first sent; 0 turns that off. A
     client that never had a reply does not retry a refused connection: a wrong address should say so at once. ``token`` is sent as a
-    bearer token.
+    bearer token. ``guards_actions``: hold actions inside the bundle's safety envelope here too, whatever comes over the network.
     """
 
     def __init__(
@@ -39,6 +49,7 @@ class SkilletClient:
         timeout_s: float = 10.0,
         retry_for_s: float = 30.0,
         token: str | None = None,
+        guards_actions: bool = True,
         transport: Transport | None = None,
     ) -> None:
         self._transport = HttpTransport(url) if transport is None else transport
@@ -47,7 +58,8 @@ class SkilletClient:
         if token is not None:
             self._headers["authorization"] = f"Bearer {token}"
         self._json_headers = {**self._headers, "content-type": "application/json"}
-        self._had_reply = False
+        self.guards_actions = guards_actions
+        self._had_reply = self._had_digest = False
 
     def open_session(
         self,
@@ -59,6 +71,7 @@ class SkilletClient:
         finetuning: bool = True,
         deterministic: bool = False,
         ttl_s: int = 86400,
+        share_skills: bool = False,
     ) -> Session:
         """Open a session with one of the service's bundles (None: its first). Sent twice, it opens one.
 
@@ -72,6 +85,7 @@ class SkilletClient:
             "finetuning": finetuning,
             "deterministic": deterministic,
             "ttl_s": ttl_s,
+            "share_skills": share_skills,
         }
         body |= {name: value for name, value in {"bundle": bundle, "exploration": exploration}.items() if value is not None}
         return Session(self, parse(SessionInfo, self.call("POST", "/v1/sessions", body, key=new_key())))
@@ -111,8 +125,11 @@ class SkilletClient:
         repeatable: bool = True,
         key: str | None = None,
         extra_s: float = 0.0,
+        budget_s: float | None = None,
     ) -> Any:
         """Send one request and decode its reply. ``key`` is its idempotency key; ``extra_s`` is added to the time that the reply may take.
+
+        With ``budget_s`` it is sent once, with its deadline, and may take that long.
 
         Raises ServiceError for a problem+json answer, ConnectionFailed, UnexpectedReply.
         """
@@ -120,28 +137,49 @@ class SkilletClient:
         headers = self._headers if data is None else self._json_headers
         if key is not None:
             headers = {**headers, "idempotency-key": key}
+        if budget_s is not None:
+            headers = {**headers, "skillet-deadline-ms": f"{budget_s * 1000:.3f}", "skillet-sent-ms": f"{time.monotonic() * 1000:.3f}"}
         stop_at = time.monotonic() + self._retry_for_s
         delay_s = _FIRST_DELAY_S
         for attempt in itertools.count(1):
             try:
-                reply = self._send(method, path, data, headers, self._timeout_s + extra_s)
+                reply = self._send(method, path, data, headers, self._timeout_s + extra_s if budget_s is None else budget_s)
                 if reply.status < 400:
                     return _decode(reply)
                 error: SkilletError = _refusal(reply)
-                again = repeatable and (reply.status in _RETRIED_STATUS or isinstance(error, ConcurrentUpdate))
+                again = repeatable and (reply.status in _RETRIED_STATUS or isinstance(error, ConcurrentUpdate | DamagedRequest))
             except ConnectionFailed as failure:
                 error, again = failure, self._had_reply and (repeatable or not failure.request_sent)
             pause_s = random.uniform(delay_s / 2, delay_s)  # jitter: clients that lost one service do not come back in step
-            if not again or time.monotonic() + pause_s > stop_at:
+            if not again or budget_s is not None or time.monotonic() + pause_s > stop_at:
                 error.attempts = attempt
                 raise error
             time.sleep(pause_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
         raise AssertionError("unreachable")
 
+    def fetch(self, path: str) -> bytes:
+        """The content of a file that the service has. Raises as `call`."""
+        reply = self._send("GET", path, None, self._headers, self._timeout_s)
+        if reply.status >= 400:
+            raise _refusal(reply)
+        return reply.body
+
     def _send(self, method: str, path: str, data: bytes | None, headers: Mapping[str, str], timeout_s: float) -> Reply:
-        reply = self._transport.request(method, path, data, headers, timeout_s)
+        """One request. Its digest, and the reply's, tell when the link changes bytes; a service that sends none is taken as it is."""
+        asked = f"{method} {path}".encode()
+        own = _digest(asked, data or b"")
+        reply = self._transport.request(method, path, data, {**headers, "skillet-digest": own}, timeout_s)
         self._had_reply = True
+        claimed = reply.headers.get("skillet-digest")
+        if claimed is None and not self._had_digest:
+            return reply
+        if claimed != _digest(own.encode(), asked, str(reply.status).encode(), reply.body):
+            self._transport.close()  # what else is on the way may be damaged too
+            raise DamagedReply(
+                "the reply was damaged on its way: it does not fit its digest", action="look at the link; use TLS", request_sent=True
+            )
+        self._had_digest = True
         return reply
 
     def close(self) -> None:
@@ -158,6 +196,10 @@ class SkilletClient:
 def new_key() -> str:
     """A fresh idempotency key."""
     return uuid.uuid4().hex
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.blake2b(b"\n".join(parts), digest_size=12).hexdigest()
 
 
 def _decode(reply: Reply) -> Any:

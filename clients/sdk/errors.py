@@ -6,18 +6,21 @@ SkilletError
 │   ├── NotHttp                  something else than an HTTP server answers there
 │   ├── TlsMismatch              http:// to a TLS port, https:// to a plain one, or a certificate that is not trusted
 │   ├── ConnectionLost           cut before the reply was complete
-│   └── RequestTimeout           no complete reply in time
+│   ├── RequestTimeout           no complete reply in time
+│   └── DamagedReply             the reply does not fit its digest: the link changes bytes
+├── UnsafeAction                 an action that is not finite or has the wrong length came: it must not reach a robot
 ├── UnexpectedReply              an HTTP reply that this SDK cannot read: not from Skillet, or from another version of it
 ├── EpisodeState                 the call does not fit where the episode stands; found before anything was sent
 ├── ItemsRefused                 some items of a batch were refused; the others are stored
 └── ServiceError                 the service refused the request (problem+json); nothing was changed
     ├── InvalidRequest           422
     │   ├── IdempotencyKeyReused 422
-    │   └── InvalidObservation   422, or found before anything was sent
+    │   ├── DamagedRequest       400
+    │   └── InvalidObservation   422, or found before anything was sent: ObservationOutOfRange
     ├── NotFound                 404: UnknownSession, UnknownBundle, UnknownVersion
     ├── SessionGone              410: SessionClosed, SessionExpired
     ├── Conflict                 409: NoOpenEpisode, WrongEpisode, WrongStep, StepNotActed, TransitionOutOfOrder, DuplicateTransition,
-    │                            ConcurrentUpdate
+    │                            ConcurrentUpdate, DeadlinePassed
     ├── MethodNotAllowed         405
     ├── BodyTooLarge             413
     └── ServiceFailed            5xx: StorageUnavailable, InternalError, PolicyOutputInvalid
@@ -102,6 +105,18 @@ class RequestTimeout(ConnectionFailed):
     default_code = "request_timeout"
 
 
+class DamagedReply(ConnectionFailed):
+    """The reply does not fit its digest, or lost it."""
+
+    default_code = "damaged_reply"
+
+
+class UnsafeAction(SkilletError):
+    """An action came that no robot should follow."""
+
+    default_code = "unsafe_action"
+
+
 class UnexpectedReply(SkilletError):
     """An HTTP reply that this SDK cannot read."""
 
@@ -148,6 +163,18 @@ class IdempotencyKeyReused(InvalidRequest):
     """The same idempotency key came with another body before."""
 
     default_code = "idempotency_key_reused"
+
+
+class ObservationOutOfRange(InvalidObservation):
+    """A number is wildly outside what the policy was trained on."""
+
+    default_code = "observation_out_of_range"
+
+
+class DamagedRequest(InvalidRequest):
+    """The request was damaged on its way."""
+
+    default_code = "damaged_request"
 
 
 class NotFound(ServiceError):
@@ -232,6 +259,12 @@ class DuplicateTransition(Conflict):
     """Every transition in the request is there already."""
 
     default_code = "duplicate_transition"
+
+
+class DeadlinePassed(Conflict):
+    """The answer would have come too late; nothing was changed."""
+
+    default_code = "deadline_passed"
 
 
 class ConcurrentUpdate(Conflict):

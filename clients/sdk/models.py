@@ -22,8 +22,10 @@ _Model = TypeVar("_Model")  # one of the dataclasses below
 class Action:
     """What to do at ``step`` of ``episode``.
 
-    ``action`` is float32 [A] within the limits of the spec, None when the episode is over. ``skill_step`` counts from 0 to H-1 within a
-    skill. ``replayed``: the same request had come before, this is the same answer again.
+    ``action`` is float32 [A] within the safety envelope, None when the episode is over. ``skill_step`` counts from 0 to H-1 within a
+    skill. ``replayed``: the same request had come before, this is the same answer again. ``limited``: which limits of the envelope changed
+    it; ``outside``: names of the observation's entries outside its usual range. ``skill`` [Z] comes with a skill's first action, in a
+    session that shares its skills.
     """
 
     episode: int
@@ -35,6 +37,9 @@ class Action:
     phase: str
     episode_over: bool
     replayed: bool = False
+    limited: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    skill: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,20 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Envelope:
+    """The bundle's safety envelope, margins included; None in a limit: there is none."""
+
+    action_low: tuple[float | None, ...]
+    action_high: tuple[float | None, ...]
+    action_change: tuple[float | None, ...]
+    observation_low: tuple[float | None, ...]
+    observation_high: tuple[float | None, ...]
+    refused_low: tuple[float | None, ...]
+    refused_high: tuple[float | None, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class BundleName:
     """A bundle's name and the SHA-256 over its files."""
 
@@ -86,7 +105,10 @@ class BundleSummary:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A session. ``episode`` is the open or last one (None before the first), ``step`` the next to act. ``specs`` is not in listings."""
+    """A session. ``episode`` is the open or last one (None before the first), ``step`` the next to act.
+
+    ``specs`` and ``envelope`` are not in listings.
+    """
 
     session_id: str
     bundle: BundleName
@@ -109,7 +131,9 @@ class SessionInfo:
     created_at: str
     expires_at: str
     closed: bool
+    share_skills: bool = False
     specs: ModelSpec | None = None
+    envelope: Envelope | None = None
 
 
 @dataclass(frozen=True, slots=True)

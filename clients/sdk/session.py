@@ -4,6 +4,7 @@ import math
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -23,6 +24,7 @@ from clients.sdk.models import (
     Action,
     EpisodeStarted,
     FinetuningStatus,
+    Floats,
     ItemResult,
     ModelSpec,
     PolicyVersions,
@@ -33,6 +35,7 @@ from clients.sdk.models import (
     TransitionsPosted,
     parse,
 )
+from clients.sdk.safety import ActionGuard
 
 if TYPE_CHECKING:
     from clients.sdk.client import SkilletClient
@@ -64,12 +67,20 @@ class Session:
         # The next step to ask an action for, and the next one to report the outcome of. A loop that stopped had one outcome pending.
         self._next_act = info.step
         self._next_outcome = max(0, info.step - 1)
+        self.guard = ActionGuard(info.envelope, info.specs) if info.envelope is not None and client.guards_actions else None
+        self.patient = True  # whether a failed request is sent again until the client gives up
+        self._last_action: Floats | None = None
         self._start_key: str | None = None  # of an episode whose start has had no reply yet
 
     @property
     def episode(self) -> int | None:
         """Number of the open or last episode; None before the first."""
         return self._episode
+
+    @property
+    def fresh_episode(self) -> bool:
+        """Whether an episode is open and no action of it was asked for."""
+        return self._open and self._next_act == 0
 
     def info(self) -> SessionInfo:
         """The session as the service has it now."""
@@ -78,26 +89,31 @@ class Session:
     def start_episode(self) -> EpisodeStarted:
         """Start the next episode; one that is still open ends as truncated. Called again after ConnectionFailed, it starts one."""
         self._start_key = self._start_key or uuid.uuid4().hex
-        started = parse(EpisodeStarted, self._client.call("POST", f"{self._path}/episodes", {}, key=self._start_key))
-        self._start_key = None
+        started = parse(
+            EpisodeStarted, self._client.call("POST", f"{self._path}/episodes", {}, key=self._start_key, repeatable=self.patient)
+        )
+        self._start_key, self._last_action = None, None
         self._episode, self._open, self._next_act, self._next_outcome = started.episode, True, 0, 0
         return started
 
-    def act(self, observation: Any) -> Action:
+    def act(self, observation: Any, *, budget_s: float | None = None) -> Action:
         """The action for ``observation`` [S], at the episode's next step. May run ahead of `post_transitions`.
 
-        Raises InvalidObservation, EpisodeState, Conflict.
+        With ``budget_s`` it is sent once and must be answered within that time: the service refuses it when it comes too late.
+        Raises InvalidObservation, EpisodeState, Conflict; UnsafeAction; with a budget DeadlinePassed and RequestTimeout.
         """
         body = {"episode": self._require_episode(), "step": self._next_act, "observation": self._checked(observation)}
-        action = _action(self._client.call("POST", f"{self._path}/act", body))
+        action = self._guarded(_action(self._call("act", body, budget_s)))
         self._next_act += 1
         return action
 
-    def step(self, reward: float | None, next_observation: Any, terminated: bool, truncated: bool) -> Action:
+    def step(
+        self, reward: float | None, next_observation: Any, terminated: bool, truncated: bool, *, budget_s: float | None = None
+    ) -> Action:
         """Report the outcome of the last action and get the next one: ``next_observation`` [S]; a reward of None follows by `post_rewards`.
 
-        The reply to an outcome that is terminated or truncated has ``episode_over`` and no action.
-        Raises InvalidObservation, InvalidRequest (reward not finite), EpisodeState, Conflict.
+        The reply to an outcome that is terminated or truncated has ``episode_over`` and no action. ``budget_s`` as in `act`.
+        Raises InvalidObservation, InvalidRequest (reward not finite), EpisodeState, Conflict; and as `act`.
         """
         episode, step = self._require_episode(), self._next_outcome
         if step != self._next_act - 1:
@@ -107,7 +123,7 @@ class Session:
                 action="call act first" if ahead == 0 else "post the earlier ones with post_transitions",
             )
         body = {"episode": episode, "step": step, **self._outcome(reward, next_observation, terminated, truncated)}
-        action = _action(self._client.call("POST", f"{self._path}/step", body))
+        action = self._guarded(_action(self._call("step", body, budget_s)))
         self._next_outcome += 1
         self._next_act += 1
         self._open = not action.episode_over
@@ -187,6 +203,16 @@ class Session:
         with suppress(SkilletError):  # the error that ended the block is the one to tell
             self.close()
 
+    def _call(self, what: str, body: Mapping[str, Any], budget_s: float | None) -> Any:
+        return self._client.call("POST", f"{self._path}/{what}", body, repeatable=self.patient, budget_s=budget_s)
+
+    def _guarded(self, action: Action) -> Action:
+        if action.action is None or self.guard is None:
+            return action
+        held = self.guard.hold(action.action, self._last_action)
+        self._last_action = held
+        return action if held is action.action else replace(action, action=held)
+
     def _require_episode(self) -> int:
         if self._episode is None or not self._open:
             raise EpisodeState("no episode is open", action="call start_episode first")
@@ -208,6 +234,8 @@ class Session:
         if not all(map(math.isfinite, values)):
             bad = {name: value for name, value in zip(self.specs.observation.names, values, strict=True) if not math.isfinite(value)}
             raise InvalidObservation("the observation has numbers that are not finite", expected=self._wanted(), received=bad)
+        if self.guard is not None:
+            self.guard.check(values)
         return values
 
     def _wanted(self) -> str:
@@ -240,6 +268,9 @@ def _action(data: Any) -> Action:
             data["phase"],
             data["episode_over"],
             data.get("replayed", False),
+            tuple(data.get("limited", ())),
+            tuple(data.get("outside", ())),
+            None if data.get("skill") is None else np.array(data["skill"], np.float32),
         )
     except (KeyError, TypeError, ValueError):
         return parse(Action, data)  # says what is wrong

@@ -161,6 +161,7 @@ SESSION = {
     "created_at": "2026-01-01T00:00:00Z",
     "expires_at": "2026-01-02T00:00:00Z",
     "closed": False,
+    "share_skills": False,
     "specs": SPECS,
 }
 EPISODE = {"episode": 0, "phase": "exploring", "ended_previous": None}

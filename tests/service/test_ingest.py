@@ -225,7 +225,7 @@ def fresh(networks: Networks) -> Session:
 
 def deliver(session: Session, changes: Changes, networks: Networks, step: int, *, with_reward: bool) -> str:
     item = schemas.Transition(**outcome_of(step, with_reward=with_reward))
-    outcome = recording.check_outcome(item, networks.spec.observation, "$")
+    outcome = recording.check_outcome(item, networks, "$")
     try:
         return recording.record(session, [(item, outcome)], changes, networks, WINDOW)[0].status
     except Conflict:

@@ -1,0 +1,90 @@
+"""Deadlines: work that comes too late is refused rather than answered stale.
+
+A client states how long an answer is of use to it (``Skillet-Deadline-Ms``, usually its control period) and when it sent the request by its
+own clock (``Skillet-Sent-Ms``, any zero). The two clocks need not agree: what the quickest of a session's requests took in the last minute
+counts as no delay, so the rest of a request's way is known whatever the network or a queue did to it.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import Request
+
+from service.errors import DeadlinePassed, InvalidRequest
+
+_WINDOW_MS: Final = 30_000.0  # clocks drift apart by some milliseconds a minute: what was quickest is forgotten after two windows
+_REMEMBERED: Final = 4096
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When an answer is of no use any more, by this process's clock in milliseconds."""
+
+    at_ms: float
+    budget_ms: float
+    clock_ms: Callable[[], float]
+
+    def check(self) -> None:
+        """Raise DeadlinePassed when it has passed."""
+        late_ms = self.clock_ms() - self.at_ms
+        if late_ms > 0:
+            raise DeadlinePassed(
+                f"the answer would be {late_ms:.1f} ms late",
+                expected=f"within {self.budget_ms:g} ms of sending",
+                received=f"{self.budget_ms + late_ms:.1f} ms",
+                action="Nothing was changed. Report the outcome with transitions, then ask for an action with a fresh observation.",
+            )
+
+
+@dataclass
+class _Quickest:
+    """The smallest difference between this process's clock and a client's, in this window and the one before."""
+
+    began_ms: float
+    now_ms: float
+    before_ms: float = math.inf
+
+
+class Deadlines:
+    """Reads the deadlines of requests."""
+
+    def __init__(self, clock_ms: Callable[[], float] = lambda: time.monotonic() * 1000) -> None:
+        self._clock_ms = clock_ms
+        self._quickest: OrderedDict[str, _Quickest] = OrderedDict()
+
+    def read(self, request: Request, session_id: str) -> Deadline | None:
+        """The request's deadline, None when it states none. Raises InvalidRequest for headers that are no numbers."""
+        budget = request.headers.get("skillet-deadline-ms")
+        if budget is None:
+            return None
+        arrived_ms, budget_ms = self._clock_ms(), _number(budget, "Skillet-Deadline-Ms")
+        sent = request.headers.get("skillet-sent-ms")
+        way_ms = 0.0 if sent is None else self._delay_ms(session_id, arrived_ms, _number(sent, "Skillet-Sent-Ms"))
+        return Deadline(arrived_ms - way_ms + budget_ms, budget_ms, self._clock_ms)
+
+    def _delay_ms(self, session_id: str, arrived_ms: float, sent_ms: float) -> float:
+        difference = arrived_ms - sent_ms
+        known = self._quickest.setdefault(session_id, _Quickest(arrived_ms, difference))
+        self._quickest.move_to_end(session_id)
+        if len(self._quickest) > _REMEMBERED:
+            self._quickest.popitem(last=False)
+        if arrived_ms - known.began_ms > _WINDOW_MS:
+            known.began_ms, known.before_ms, known.now_ms = arrived_ms, known.now_ms, difference
+        known.now_ms = min(known.now_ms, difference)
+        return difference - min(known.now_ms, known.before_ms)
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (name == "Skillet-Deadline-Ms" and value <= 0):
+        raise InvalidRequest(
+            f"the header {name} cannot be read", expected="a number of milliseconds", received=text[:40], action=f"Correct {name}."
+        )
+    return value

@@ -1,0 +1,82 @@
+"""What every reply carries, and how damage on the way is found: request id, ``Server-Timing``, and a digest for clients that send one.
+
+``Skillet-Digest`` on a request is a digest of its method, path and body; the reply's is of the request's, the method and path that came,
+the status and the body. A client that checks it never acts on a number that a bad link changed. With TLS it is needless.
+"""
+
+import hashlib
+import re
+import secrets
+import time
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+DIGEST: Final = b"skillet-digest"
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+def digest(*parts: bytes) -> bytes:
+    """BLAKE2b over the parts, 24 hexadecimal digits."""
+    return hashlib.blake2b(b"\n".join(parts), digest_size=12).hexdigest().encode()
+
+
+def request_digest(scope: Scope, body: bytes) -> bytes:
+    """The digest that the request should have."""
+    return digest(_asked(scope), body)
+
+
+def _asked(scope: Scope) -> bytes:
+    query: bytes = scope.get("query_string", b"")
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return b"%s %s%s" % (scope["method"].encode(), path.partition(b"?")[0], b"?" + query if query else b"")
+
+
+def request_id(scope: Scope) -> str:
+    """The id of a request: the client's own (``X-Request-Id``), or a fresh one."""
+    found: str = scope.setdefault("skillet.request_id", secrets.token_hex(8))
+    return found
+
+
+class Framing:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass HTTP requests on, and frame their replies."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        reply = _FramedReply(scope, send, time.perf_counter())
+        await self._app(scope, receive, reply.send)
+
+
+class _FramedReply:
+    def __init__(self, scope: Scope, send: Send, started: float) -> None:
+        self._scope, self._send, self._started = scope, send, started
+        headers = dict(scope["headers"])
+        own_id = headers.get(b"x-request-id")
+        if own_id is not None and _ID.fullmatch(own_id):
+            scope["skillet.request_id"] = own_id.decode()
+        self._digest: bytes | None = headers.get(DIGEST)
+        self._start: Message | None = None
+
+    async def send(self, message: Message) -> None:
+        """Hold the head back until the body is there, which all but files have in one piece."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        if self._start is not None:
+            start, self._start = self._start, None
+            start["headers"] = [*start["headers"], *self._added(start["status"], message)]
+            await self._send(start)
+        await self._send(message)
+
+    def _added(self, status: int, message: Message) -> list[tuple[bytes, bytes]]:
+        took_ms = (time.perf_counter() - self._started) * 1000
+        added = [(b"server-timing", b"app;dur=%.3f" % took_ms), (b"x-request-id", request_id(self._scope).encode())]
+        if self._digest is not None and not message.get("more_body", False):
+            added.append((DIGEST, digest(self._digest, _asked(self._scope), str(status).encode(), message.get("body", b""))))
+        return added
