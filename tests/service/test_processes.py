@@ -16,6 +16,7 @@ from tests.conftest import Driver, state, transition
 from tests.service.running import Remote, RunningService, await_end, clean_environment, command, descendants, fails_to_start, mentioning
 from tests.tiny_bundle import with_finetuning
 from training.contract.bundle import Bundle
+from training.contract.spec import FORMAT_VERSION
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -138,7 +139,7 @@ def remove_file(bundle: Path) -> None:
 
 def make_newer(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "format_version": FORMAT_VERSION + 1}))
 
 
 def change_manifest(bundle: Path) -> None:
@@ -156,7 +157,7 @@ def remove_all(bundle: Path) -> None:
     [
         (break_byte, "skill_decoder.onnx"),
         (remove_file, "task_encoder.onnx"),
-        (make_newer, "format version 2"),
+        (make_newer, f"format version {FORMAT_VERSION + 1}"),
         (change_manifest, "manifest.json"),
         (remove_all, "found none"),
     ],
