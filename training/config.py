@@ -152,6 +152,9 @@ class EvaluateConfig(Frozen):
     exploration: Exploration = Exploration.SWITCHING
     episodes: int = Field(default=60, gt=0)
     seeds: int = Field(default=3, gt=0)
+    deterministic_every: int = Field(
+        default=0, ge=0, description="episodes between evaluations of the mean skill, each one more episode that nothing learns from; 0: none"
+    )
 
 
 class TrainingConfig(Frozen):

@@ -18,6 +18,7 @@ from training.finetuning import Finetuner
 from training.meta_training import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
 from training.rollout import Acting, TaskSimulator, rollout
+from training.replay import SkillEpisode
 from training.run_log import RunLog
 
 
@@ -34,6 +35,8 @@ class TargetSession:
     learner: Finetuner | None = None
     returns: list[float] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
+    deterministic_returns: dict[int, float] = field(default_factory=dict)
+    """By the number of episodes before: the return of one that acts with the mean skill, the posterior's mean, and leaves no trace."""
 
 
 class TargetProtocol:
@@ -49,12 +52,36 @@ class TargetProtocol:
         """All tasks with all seeds, to the configured number of episodes."""
         sessions = [TargetSession(task, seed, self.networks.policy) for seed in seeds for task in tasks]
         rng = np.random.default_rng([self.config.seed, *seeds])
-        total = self.config.evaluate.episodes
+        total, every = self.config.evaluate.episodes, self.config.evaluate.deterministic_every
         with RunLog(run_dir, "evaluate", total, "episodes") as log:
             for episode in range(total):
                 self._episode(sessions, episode, rng)
-                log.report(episode + 1, {"success": float(np.mean([s.successes[-1] for s in sessions]))})
+                metrics = {"return": float(np.mean([s.returns[-1] for s in sessions]))}
+                if every and (episode + 1) % every == 0 and episode + 1 >= self.config.evaluate.conditioning_episodes:
+                    metrics["deterministic_return"] = self._evaluate(sessions, episode + 1)
+                log.report(episode + 1, metrics)
         return sessions
+
+    def _evaluate(self, sessions: list[TargetSession], episodes: int) -> float:
+        """One deterministic episode of each session, which it does not remember. Returns their mean return."""
+        rng = np.random.default_rng([self.config.seed, episodes])
+        embeddings = torch.from_numpy(np.stack([self._adapted_embedding(session) for session in sessions]))
+        results = self._roll(sessions, Acting.by_policy(embeddings, deterministic=True), rng)
+        for session, result in zip(sessions, results, strict=True):
+            session.deterministic_returns[episodes] = result.episode_return
+        return float(np.mean([result.episode_return for result in results]))
+
+    def _roll(self, sessions: list[TargetSession], acting: Acting, rng: np.random.Generator) -> list[SkillEpisode]:
+        return rollout(
+            self.simulator,
+            [s.task for s in sessions],
+            [s.policy for s in sessions] if any(s.learner for s in sessions) else self.networks.policy,
+            self.networks.skills.decoder,
+            acting,
+            horizon=self.bundle.manifest.spec.skill_horizon,
+            layout=self.layout,
+            rng=rng,
+        )[0]
 
     def _episode(self, sessions: list[TargetSession], episode: int, rng: np.random.Generator) -> None:
         plans = [self._plan(session, episode) for session in sessions]
@@ -69,17 +96,7 @@ class TargetProtocol:
             return torch.from_numpy(np.stack(chosen))
 
         plain = torch.tensor([plan.use_skill_prior for plan in plans])
-        policies = [s.policy for s in sessions] if any(s.learner for s in sessions) else self.networks.policy
-        episodes, _ = rollout(
-            self.simulator,
-            [s.task for s in sessions],
-            policies,
-            self.networks.skills.decoder,
-            Acting(embeddings(0), plain, redraw=embeddings),
-            horizon=self.bundle.manifest.spec.skill_horizon,
-            layout=self.layout,
-            rng=rng,
-        )
+        episodes = self._roll(sessions, Acting(embeddings(0), plain, redraw=embeddings), rng)
         for session, result in zip(sessions, episodes, strict=True):
             session.context.append(result.rows)
             session.rewarded |= bool((result.rows[:, self.layout.reward] != 0).any())
@@ -107,6 +124,9 @@ class TargetProtocol:
             return None
         if plan.task_embedding is not None:
             return plan.task_embedding
+        return self._adapted_embedding(session)
+
+    def _adapted_embedding(self, session: TargetSession) -> Floats:
         return self._posterior(session)[0] if session.learner is None else session.learner.task_embedding.numpy()
 
     @torch.no_grad()
@@ -132,7 +152,16 @@ class TargetProtocol:
 
 
 def write_results(sessions: Sequence[TargetSession], path: Path) -> NDArray[np.float64]:
-    """Each session's returns and successes as JSON. Returns success [sessions, episodes]."""
-    content = [{"task": list(s.task), "seed": s.seed, "returns": s.returns, "successes": s.successes} for s in sessions]
+    """Each session's returns and successes as JSON. Returns the returns [sessions, episodes]."""
+    content = [
+        {
+            "task": list(s.task),
+            "seed": s.seed,
+            "returns": s.returns,
+            "successes": s.successes,
+            "deterministic_returns": s.deterministic_returns,
+        }
+        for s in sessions
+    ]
     path.write_text(json.dumps(content) + "\n")
-    return np.array([s.successes for s in sessions], np.float64)
+    return np.array([s.returns for s in sessions], np.float64)

@@ -88,17 +88,17 @@ def plot_task_embeddings(embeddings: NDArray[np.float32], labels: Mapping[str, S
     _write(figure, file)
 
 
-def plot_learning_curve(success: NDArray[np.float64], conditioning: int, file: Path) -> None:
-    """Mean success [sessions, episodes] with its 95 % bootstrap interval."""
+def plot_learning_curve(returns: NDArray[np.float64], conditioning: int, file: Path) -> None:
+    """Mean return [sessions, episodes] with its 95 % bootstrap interval."""
     rng = np.random.default_rng(0)
-    mean = success.mean(0)
-    band = np.array([bootstrap_interval(column, rng) for column in success.T])
+    mean = returns.mean(0)
+    band = np.array([bootstrap_interval(column, rng) for column in returns.T])
     figure, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     episodes = np.arange(1, len(mean) + 1)
     ax.fill_between(episodes, band[:, 0], band[:, 1], alpha=0.2, lw=0)
     ax.plot(episodes, mean, lw=1.6)
     ax.axvline(conditioning + 0.5, color="grey", ls=":", label=f"{conditioning} conditioning episodes end")
-    ax.set(xlabel="episode", ylabel="success", ylim=(0, 1.03), title=f"unseen tasks, {len(success)} sessions, mean and 95 % interval")
+    ax.set(xlabel="episode", ylabel="return", ylim=(0, 1.03 * max(1.0, returns.max())), title=f"unseen tasks, {len(returns)} sessions, mean and 95 % interval")
     ax.legend(frameon=False, loc="lower right")
     ax.grid(alpha=0.3)
     _write(figure, file)

@@ -201,10 +201,12 @@ def evaluate(run: Run) -> None:
     )
     protocol = TargetProtocol(config, networks, Bundle.load(scratch.path), run.domain.simulator)
     sessions = protocol.run(run.domain.test_tasks, range(config.evaluate.seeds), run.dir)
-    success = write_results(sessions, run.dir / "evaluate-episodes.json")
-    summary = _summary(success, config.evaluate.conditioning_episodes)
+    returns = write_results(sessions, run.dir / "evaluate-episodes.json")
+    summary = _summary(returns, config.evaluate.conditioning_episodes)
+    for episodes in sessions[0].deterministic_returns:
+        summary[f"deterministic_after_{episodes}"] = float(np.mean([s.deterministic_returns[episodes] for s in sessions]))
     (run.dir / "evaluate.json").write_text(json.dumps({"summary": summary, "command": run.command}, indent=1) + "\n")
-    plot_learning_curve(success, config.evaluate.conditioning_episodes, run.dir / "evaluate.png")
+    plot_learning_curve(returns, config.evaluate.conditioning_episodes, run.dir / "evaluate.png")
     run.say("evaluate: " + ", ".join(f"{name} {value:.3f}" for name, value in summary.items()) + f"; see {run.dir}/evaluate.png")
 
 
@@ -216,13 +218,13 @@ def _trained(run: Run) -> tuple[MetaNetworks, float, dict[str, float]]:
     return trainer.networks.to("cpu"), float(trainer.learner.policy_posterior()), {"meta_updates": float(note["updates"])}
 
 
-def _summary(success: np.ndarray, conditioning: int) -> dict[str, float]:
+def _summary(returns: np.ndarray, conditioning: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     blocks = {"conditioning": slice(0, conditioning), "five_after_conditioning": slice(conditioning, conditioning + 5)}
-    blocks |= {f"episodes_{a}_{b}": slice(a, b) for a, b in ((45, 50), (90, 100)) if success.shape[1] >= b}
+    blocks |= {f"episodes_{a}_{b}": slice(a, b) for a, b in ((45, 50), (50, 60), (90, 100)) if returns.shape[1] >= b}
     summary = {}
     for name, block in blocks.items():
-        values = success[:, block]
+        values = returns[:, block]
         if values.size:
             low, high = bootstrap_interval(values.mean(1), rng)
             summary |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}

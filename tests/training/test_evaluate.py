@@ -97,3 +97,11 @@ def test_results_are_written_by_session_and_episode(exported, meta_networks, tmp
 def test_the_same_seeds_give_the_same_results(exported, meta_networks, tmp_path):
     once, again = (run(exported, meta_networks, tmp_path / name) for name in "ab")
     assert [session.returns for session in once] == [session.returns for session in again]
+
+
+def test_a_deterministic_evaluation_is_remembered_by_nobody(exported, meta_networks, tmp_path):
+    plain = run(exported, meta_networks, tmp_path / "plain")
+    watched = run(exported, meta_networks, tmp_path / "watched", deterministic_every=2)
+    assert [sorted(session.deterministic_returns) for session in watched] == [[4, 6]] * 6  # none before the K = 3 conditioning episodes
+    assert [session.returns for session in watched] == [session.returns for session in plain]
+    assert not any(session.deterministic_returns for session in plain)
