@@ -47,6 +47,7 @@ class FeatureConfig(Frozen):
 
     periodic_entries: tuple[int, ...] = ()
     periods: tuple[float, ...] = ()
+    smallest_std: float = Field(default=1e-3, gt=0, description="standard deviation that an entry of the state is taken to have at least")
 
 
 class SkillConfig(Frozen):

@@ -83,7 +83,7 @@ def build_skill_model(
         config.features,
         config.skills,
         state_mean=windows.states.mean(0),
-        state_std=windows.states.std(0).clamp_min(1e-3),
+        state_std=windows.states.std(0).clamp_min(config.features.smallest_std),
         action_low=torch.from_numpy(action_low),
         action_high=torch.from_numpy(action_high),
     )

@@ -37,11 +37,18 @@ def test_features_are_standardised_entries_then_sines_and_cosines_of_chosen_raw_
     features = StateFeatures(
         S, FeatureConfig(periodic_entries=(2, 0), periods=(8.0, 4.0)), torch.tensor([1.0, 0, 0, 0]), torch.tensor([2.0, 1, 1, 1])
     )
-    seen = features(torch.tensor([[5.0, 6, 1, 7]]))
+    seen = features(torch.tensor([[5.0, 3, 1, -2]]))
     assert seen.shape == (1, features.dim) == (1, 12)
     half = 2**-0.5
-    expected = [2, 6, 1, 7, half, 1, -half, 1, half, 0, -half, 0]
+    expected = [2, 3, 1, -2, half, 1, -half, 1, half, 0, -half, 0]
     torch.testing.assert_close(seen, torch.tensor([expected]), atol=1e-5, rtol=0)
+
+
+def test_an_entry_far_from_the_data_drowns_nothing():
+    features = StateFeatures(S, FeatureConfig(), torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.5, 1, 1e-3, 1]))
+    near, far = features(torch.tensor([[1.0, 2, 0.0051, 3], [1.0, 2, 90.0, 3]]))
+    assert near.tolist() == far.tolist() == [0, 2, 5, 3]
+    assert features(torch.tensor([[1.0, 2, -90.0, 3]])).tolist() == [[0, 2, -5, 3]]
 
 
 def test_features_repeat_with_the_period():

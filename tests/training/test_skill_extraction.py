@@ -32,6 +32,16 @@ def steady_episodes(count=60, length=20, seed=0):
     return episodes
 
 
+def test_an_entry_that_hardly_varies_is_taken_to_have_the_smallest_standard_deviation():
+    config = tiny_config(features={"smallest_std": 0.25})
+    windows = SkillWindows(steady_episodes(), H)
+    std = build_skill_model(config, windows, LOW, HIGH).features.std
+    found = windows.states.std(0)
+    torch.testing.assert_close(std, found.clamp_min(0.25))
+    still = SkillWindows([Episode(np.zeros((H + 1, S), np.float32), np.zeros((H, A), np.float32))], H)
+    assert build_skill_model(config, still, LOW, HIGH).features.std.tolist() == [0.25] * S
+
+
 def test_windows_never_cross_episodes_and_cover_every_start():
     windows = SkillWindows([numbered_episode(0, 9), numbered_episode(1, 3), numbered_episode(2, H), numbered_episode(3, 6)], H)
     assert len(windows.starts) == 5 + 0 + 1 + 2

@@ -12,6 +12,8 @@ from training.config import FeatureConfig
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 STD_FLOOR = 1e-3
+FARTHEST = 5.0
+"""Standard deviations from the mean of the data beyond which a network sees no difference."""
 
 
 class StateFeatures(nn.Module):
@@ -30,7 +32,8 @@ class StateFeatures(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """float32 [..., S] -> [..., F]."""
-        plain = (state - self.mean) / self.std
+        # Entries that hardly vary in the data can be bumped far outside it, which must not drown the others.
+        plain = ((state - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
         if not self.entries:
             return plain
         phases = (state[..., self.entries].unsqueeze(-1) * self.frequencies).flatten(-2)  # [..., entries * periods]
