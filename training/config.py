@@ -154,7 +154,7 @@ class EvaluateConfig(Frozen):
     episodes: int = Field(default=60, gt=0)
     seeds: int = Field(default=3, gt=0)
     deterministic_every: int = Field(
-        default=0, ge=0, description="episodes between evaluations of the mean skill, each one more episode that nothing learns from; 0: none"
+        default=0, ge=0, description="episodes between evaluations of the mean skill, in an episode that nothing learns from; 0: none"
     )
 
 

@@ -17,8 +17,8 @@ from training.contract.exploration import EpisodePlan, Phase, automatic_phase, d
 from training.finetuning import Finetuner
 from training.meta_training import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
-from training.rollout import Acting, TaskSimulator, rollout
 from training.replay import SkillEpisode
+from training.rollout import Acting, TaskSimulator, rollout
 from training.run_log import RunLog
 
 
