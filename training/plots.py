@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from training.contract.context import Floats
 from training.statistics import bootstrap_interval
 
+Picture = NDArray[np.uint8]
+"""RGB [height, width, 3], row 0 at the top."""
 SMOOTHING = 10
 """Epochs over which training curves are averaged."""
 
@@ -47,6 +49,36 @@ def plot_chance_subtasks(subtasks: Sequence[str], done: NDArray[np.bool_], file:
     counts = np.bincount(done.sum(1), minlength=len(subtasks) + 1)
     right.bar(np.arange(len(counts)), counts / len(done))
     right.set(xlabel="distinct subtasks finished in an episode", ylabel="share of episodes", title=f"mean {done.sum(1).mean():.2f}")
+    _write(figure, file)
+
+
+def plot_skill_strip(frames: Sequence[Sequence[Picture]], captions: Sequence[str], file: Path, columns: Sequence[str] = ()) -> None:
+    """Pictures of skills, one row for each.
+
+    Args:
+        frames: for each skill its pictures in order, RGB [height, width, 3] uint8, all of one size; rows may differ in length.
+        captions: what stands left of each row.
+        file: where the PNG goes.
+        columns: what stands above each column, e.g. the step; as many as the longest row has pictures, or none.
+
+    Raises:
+        ValueError: no pictures, or not as many captions as rows.
+    """
+    if not frames or not all(len(row) for row in frames) or len(captions) != len(frames):
+        raise ValueError(f"expected pictures for each row and as many captions, got {[len(row) for row in frames]} and {len(captions)}")
+    height, width = np.shape(frames[0][0])[:2]
+    count, side = max(map(len, frames)), 1.5
+    size = (side * count + 1.3, (side * height / width + 0.04) * len(frames) + 0.3)
+    figure, axes = plt.subplots(len(frames), count, figsize=size, squeeze=False, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    for line, row, caption in zip(axes, frames, captions, strict=True):
+        for ax in line:
+            ax.set_axis_off()
+        for ax, picture in zip(line, row, strict=False):
+            ax.imshow(picture)
+        line[0].annotate(caption, (0, 0.5), (-6, 0), "axes fraction", "offset points", ha="right", va="center", fontsize=9)
+    for ax, name in zip(axes[0], columns, strict=False):
+        ax.set_title(name, fontsize=9)
     _write(figure, file)
 
 
