@@ -3,6 +3,7 @@
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from training.contract.context import Floats
 from training.contract.errors import ConfigError
 from training.contract.spec import ModelSpec, VectorSpec
 from training.data import Episode
-from training.plots import plot_chance_subtasks, plot_maze_skills
+from training.plots import plot_chance_subtasks, plot_maze_skills, plot_skill_strip
 from training.rollout import TaskSimulator
 from training.simulators.kitchen import KitchenTasks
 from training.simulators.maze import MazeSimulator
@@ -143,7 +144,27 @@ class KitchenDomain(Domain):
         kitchen = self.env.get_wrapper_attr("kitchen")
         done = np.stack([kitchen.done(path).any(0) for path in paths])
         plot_chance_subtasks(kitchen.subtasks, done, file)
-        return f"{done.sum(1).mean():.2f} distinct subtasks an episode by the skill prior"
+        line = f"{done.sum(1).mean():.2f} distinct subtasks an episode by the skill prior"
+        try:
+            self._show_first_skills(paths, file.with_stem(f"{file.stem}-strip"))
+        except RuntimeError as error:  # no graphics library: the figures are there all the same
+            line += f"; no pictures of them: {error}"
+        return line
+
+    def _show_first_skills(self, paths: Sequence[Floats], file: Path, shown: int = 8, pictures: int = 6) -> None:
+        """Pictures of the first skill of some episodes, all from the start state."""
+        steps = np.linspace(0, self.config.skills.horizon, pictures).round().astype(int)
+        with closing(gym.make(self.config.domain.env_id, render_mode="rgb_array")) as env:
+            env.reset(seed=0)
+            frames = [[self._picture(env, path[step]) for step in steps] for path in paths[:shown]]
+        captions = [f"skill {number}" for number in range(1, len(frames) + 1)]
+        plot_skill_strip(frames, captions, file, [f"step {step}" for step in steps])
+
+    @staticmethod
+    def _picture(env: gym.Env[Any, Any], state: Floats) -> Any:
+        """The kitchen in a state, which is MuJoCo's qpos with sensor noise."""
+        env.get_wrapper_attr("data").qpos[:] = state
+        return env.render()
 
     def task_labels(self, tasks: Sequence[Any]) -> dict[str, Sequence[float] | Sequence[str]]:
         """The first and the last subtask."""
