@@ -136,6 +136,7 @@ class FinetuningConfig(Frozen):
     updates_per_episode: int = Field(default=40, ge=0)
     buffer: int = Field(default=20_000, gt=0)
     success_share: float = Field(default=1 / 3, ge=0, le=1)
+    imitation: float = Field(default=0.0, ge=0, description="weight of imitating the skills of the best episodes")
     return_bound: bool = True
     discount: float = Field(default=0.99, gt=0, lt=1)
     polyak: float = Field(default=0.01, gt=0, le=1)

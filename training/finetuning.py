@@ -123,8 +123,8 @@ class Finetuner:
         judged = critic_loss(batch, embedding, networks.critic, target)
         step(self.critic_optimizer, judged)
 
-        improvement, kl = actor_terms(batch, embedding, networks.policy, networks.critic)
-        acted = (improvement + alpha * kl).mean()
+        improvement, kl, imitation = actor_terms(batch, embedding, networks.policy, networks.critic)
+        acted = (improvement + alpha * kl + config.imitation * imitation).mean()
         step(self.actor_optimizer, acted)
 
         step(self.dual_optimizer, networks.coefficient.loss(kl.mean()))

@@ -124,7 +124,7 @@ class MetaLearner:
         weight = torch.cat([self.encoder_prior().expand(len(few)), self.encoder_posterior()[many]])
         step(self.judge_optimizer, judged + (weight * encoder_kl).mean())
 
-        improvement, policy_kl = actor_terms(batch, embedding.detach(), networks.policy, networks.critic)
+        improvement, policy_kl, _ = actor_terms(batch, embedding.detach(), networks.policy, networks.critic)
         step(self.actor_optimizer, (improvement + alpha * policy_kl).mean())
 
         prior_kl, posterior_kl = policy_kl[is_prior].mean(), policy_kl[~is_prior].mean()

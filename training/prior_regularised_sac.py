@@ -61,14 +61,19 @@ def critic_loss(batch: Batch, embedding: Tensor, critic: SkillCritic, target: Te
     return (critic(batch.state, batch.skill, embedding) - target).square().mean()
 
 
-def actor_terms(batch: Batch, embedding: Tensor, policy: MetaPolicy, critic: SkillCritic) -> tuple[Tensor, Tensor]:
-    """-min_i Q_i(s, z, e) with z ~ pi, reparametrised, and KL(pi || p): [B] each. The critic is left without gradients."""
+def actor_terms(batch: Batch, embedding: Tensor, policy: MetaPolicy, critic: SkillCritic) -> tuple[Tensor, Tensor, Tensor]:
+    """What the actor minimises, [B] each. The critic is left without gradients.
+
+    -min_i Q_i(s, z, e) with z ~ pi, reparametrised; KL(pi || p); and -log pi(z | s, e) of the skills of the task's best episodes, zero for
+    other transitions (self-imitation: Oh et al. 2018).
+    """
     critic.requires_grad_(False)
     mean, std, prior_mean, prior_std = policy(batch.state, embedding)
     skill = mean + std * torch.randn_like(std)
     value = critic(batch.state, skill, embedding).amin(0)
     critic.requires_grad_(True)
-    return -value, kl_divergence(mean, std, prior_mean, prior_std)
+    imitation = -torch.distributions.Normal(mean, std, validate_args=False).log_prob(batch.skill).sum(-1) * batch.best
+    return -value, kl_divergence(mean, std, prior_mean, prior_std), imitation
 
 
 def polyak(online: nn.Module, target: nn.Module, rate: float) -> None:

@@ -21,7 +21,10 @@ class SkillEpisode:
 
 @dataclass(frozen=True)
 class Batch:
-    """Skill transitions by part: [..., S], [..., Z], [...], [...], [..., S], and the discounted return of the rest of the episode [...]."""
+    """Skill transitions by part: [..., S], [..., Z], [...], [...], [..., S]; the discounted return of the rest of the episode [...].
+
+    ``best`` [...] is 1 where a transition was drawn as one of the task's best episodes, else 0.
+    """
 
     state: Tensor
     skill: Tensor
@@ -29,13 +32,14 @@ class Batch:
     terminated: Tensor
     next_state: Tensor
     discounted_return: Tensor
+    best: Tensor
 
     def to(self, device: str) -> "Batch":
         """The batch on a device."""
         return Batch(*(t.to(device) for t in self._parts()))
 
     def _parts(self) -> tuple[Tensor, ...]:
-        return (self.state, self.skill, self.reward, self.terminated, self.next_state, self.discounted_return)
+        return (self.state, self.skill, self.reward, self.terminated, self.next_state, self.discounted_return, self.best)
 
     def flat(self) -> "Batch":
         """Tasks and transitions in one axis."""
@@ -102,16 +106,17 @@ class TaskReplay:
     def sample(self, tasks: list[int], batch: int, best_share: float, generator: torch.Generator) -> Batch:
         """``batch`` transitions of each task, [T, batch, ...]; ``best_share`` of them from its best episodes, where it has any."""
         wanted = round(batch * best_share)
-        chosen = []
-        for task in tasks:
+        chosen, drawn_as_best = [], torch.zeros(len(tasks), batch)
+        for row, task in enumerate(tasks):
             best = self.best_rows(task)
             good = best[torch.randint(len(best), (wanted,), generator=generator)] if len(best) else best
             chosen.append(torch.cat([good, torch.randint(self.size(task), (batch - len(good),), generator=generator)]))
+            drawn_as_best[row, : len(good)] = 1.0
         index = torch.stack(chosen)
         task_index = torch.tensor(tasks)[:, None]
-        return self.split(self.rows[task_index, index], self.discounted_return[task_index, index])
+        return self.split(self.rows[task_index, index], self.discounted_return[task_index, index], drawn_as_best)
 
-    def split(self, rows: Tensor, discounted_return: Tensor) -> Batch:
+    def split(self, rows: Tensor, discounted_return: Tensor, best: Tensor) -> Batch:
         """Rows [..., D] by part."""
         layout = self.layout
         return Batch(
@@ -121,6 +126,7 @@ class TaskReplay:
             rows[..., layout.terminated],
             rows[..., layout.next_state],
             discounted_return,
+            best,
         )
 
     def sample_context(self, tasks: list[int], count: int, generator: torch.Generator) -> Tensor:

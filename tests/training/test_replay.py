@@ -97,6 +97,7 @@ def test_a_batch_holds_the_asked_share_of_best_rows(generator):
     assert (batch.state[0, :, 0] >= 5000).all()
     assert (batch.state[1, :10, 0] >= 1000).all()  # round(40 / 4)
     assert (batch.state[1, :, 0] >= 1000).sum() < 15
+    assert batch.best.tolist() == [[0.0] * 40, [1.0] * 10 + [0.0] * 30]  # the first task has no rewarded episode
     torch.testing.assert_close(batch.next_state[..., 0], batch.state[..., 0] + 1)
     ends = batch.state[1, :, 0] == 1001
     assert torch.equal(batch.terminated[1] == 1, ends)

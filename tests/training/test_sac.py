@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -38,7 +41,7 @@ def make_batch(terminated, reward=2.0, discounted_return=0.0):
     count = len(terminated)
     return Batch(
         torch.zeros(count, S), torch.zeros(count, Z), torch.full((count,), reward), torch.tensor(terminated), torch.ones(count, S),
-        torch.full((count,), discounted_return),
+        torch.full((count,), discounted_return), torch.zeros(count),
     )  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def test_the_critic_loss_teaches_the_task_embedding(networks):
 def test_the_actor_leaves_the_critics_without_gradients_and_trainable(networks):
     policy, critic = networks
     batch = make_batch([0.0] * 6)
-    improvement, kl = actor_terms(batch, torch.zeros(6, E), policy, critic)
+    improvement, kl, _ = actor_terms(batch, torch.zeros(6, E), policy, critic)
     assert improvement.shape == kl.shape == (6,)
     (improvement + ALPHA * kl).mean().backward()
     assert all(parameter.grad is None for parameter in critic.parameters())
@@ -127,8 +130,15 @@ def test_an_actor_step_keeps_gradients_that_the_critics_had(networks):
 
 
 def test_the_actors_terms_are_the_smaller_value_and_the_kl():
-    improvement, kl = actor_terms(make_batch([0.0]), torch.zeros(1, E), FixedPolicy(2.0), FixedCritic())
+    improvement, kl, _ = actor_terms(make_batch([0.0]), torch.zeros(1, E), FixedPolicy(2.0), FixedCritic())
     assert (improvement.item(), kl.item()) == (0.0, 6.0)
+
+
+def test_the_actor_imitates_the_skills_of_the_best_episodes_alone():
+    batch = replace(make_batch([0.0, 0.0]), skill=torch.full((2, Z), 5.0), best=torch.tensor([1.0, 0.0]))
+    _, _, imitation = actor_terms(batch, torch.zeros(2, E), FixedPolicy(2.0), FixedCritic())
+    nats = Z * (0.5 * (5.0 - 2.0) ** 2 + 0.5 * math.log(2 * math.pi))
+    assert imitation.tolist() == pytest.approx([nats, 0.0])
 
 
 def test_the_actor_climbs_the_critic_and_a_large_coefficient_holds_it_at_the_prior():
@@ -144,7 +154,7 @@ def test_the_actor_climbs_the_critic_and_a_large_coefficient_holds_it_at_the_pri
 
         batch = make_batch([0.0] * 16)
         for _ in range(100):
-            improvement, kl = actor_terms(batch, torch.zeros(16, E), policy, Slope())
+            improvement, kl, _ = actor_terms(batch, torch.zeros(16, E), policy, Slope())
             step(optimizer, (improvement + alpha * kl).mean())
         reached[alpha] = (improvement.mean().item(), kl.mean().item())
     assert reached[0.01][0] < reached[100.0][0] - 3
