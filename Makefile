@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BUNDLE ?= bundles/maze
 PORT ?= 8000
+FAULTS ?= 200
 CONFIG ?= maze
 # The release of PyTorch that `make lock` keeps to, in any build (CPU or CUDA).
 TORCH ?= 2.13.0
@@ -10,7 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-kitchen serve train test lint format bench lock clean
+.PHONY: help setup demo demo-kitchen serve train test test-faults lint format bench lock clean
 
 help: ## list what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -42,6 +43,9 @@ train: setup ## train a bundle from nothing, every stage resumable: make train [
 
 test: setup ## run all tests
 	@$(PY) -m pytest
+
+test-faults: setup ## kill processes, cut the network and the power: make test-faults [FAULTS=200]
+	@$(PY) -m pytest tests/faults --kills $(FAULTS) --network-faults $(FAULTS) --timeout 800
 
 lint: setup ## style, types and the direction of imports
 	@$(VENV)/bin/ruff check .

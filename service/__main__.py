@@ -1,32 +1,32 @@
-"""``python -m service --bundle DIR``: starts Redis (unless SKILLET_REDIS_URL is set), the learner and the API; stops all of them."""
+"""``python -m service --bundle DIR``: starts Redis (unless SKILLET_REDIS_URL is set), learners and API processes, and starts each again
+when it dies; stops all of them."""
 
 import argparse
+import json
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
+from redis import Redis
 from redis.exceptions import RedisError
 
-from service.app import create_app, load_bundles
 from service.errors import StartupError
-from service.policies import Networks
 from service.processes import Supervised, bound
 from service.redis_server import EmbeddedRedis
 from service.settings import Settings
 from service.storage import connect
+from training.contract.bundle import Bundle
 from training.contract.errors import SkilletError
-
-_KEEP_ALIVE_S = 60  # a control loop may pause between two episodes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +50,7 @@ def read_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--port", type=int, help="default 8000; 0 takes any free port")
     parser.add_argument("--host", help="default 127.0.0.1: this machine only")
     parser.add_argument("--data-dir", type=Path, help="where the embedded Redis keeps its data; default .skillet")
+    parser.add_argument("--workers", type=int, help="API processes that serve; default 1")
     parser.add_argument("--learners", type=int, help="learner processes; default 1")
     parser.add_argument("--no-learner", dest="learners", action="store_const", const=0, help="start no learner")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
@@ -61,14 +62,23 @@ def read_settings(arguments: list[str] | None) -> Settings:
 
 
 def _serve(settings: Settings, stack: ExitStack) -> None:
-    bundles = load_bundles(settings.bundles, envelope=settings.envelope)
+    _check_bundles(settings)
     listener = stack.enter_context(_listen(settings))
     redis_url = settings.redis_url or _start_redis(settings, stack)
     settings = settings.model_copy(update={"redis_url": redis_url})
     _check_redis(settings, redis_url)
     learners = [_start_learner(settings, redis_url, index, stack) for index in range(settings.learners)]
-    server = _Server(create_app(settings, bundles), _ready_line(settings, listener, bundles, learners))
-    server.run(sockets=[listener])
+    bundles = _start_workers(settings, listener, stack)
+    print(_ready_line(settings, listener, bundles, learners), flush=True)
+    threading.Event().wait()  # until a signal raises SystemExit
+
+
+def _check_bundles(settings: Settings) -> None:
+    """Before anything is started. The API processes check what the graphs answer."""
+    if not settings.bundles:
+        raise StartupError("no bundle to serve: pass --bundle DIR, for example --bundle bundles/maze")
+    for path in settings.bundles:
+        Bundle.load(path)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -88,7 +98,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _start_redis(settings: Settings, stack: ExitStack) -> str:
-    redis = EmbeddedRedis(settings.data_dir)
+    redis = EmbeddedRedis(settings.data_dir, strict=settings.durability == "strict")
     stack.callback(redis.close)
     server = Supervised("redis", redis.spawn)
     stack.callback(server.stop)
@@ -100,8 +110,66 @@ def _check_redis(settings: Settings, url: str) -> None:
     try:
         with connect(url, settings.redis_timeout_s) as client:
             client.ping()
+            if settings.durability == "strict":
+                _check_strict(client)
     except (RedisError, ValueError) as error:
         raise StartupError(f"Redis at {_without_password(url)} does not answer: {error}; start it, or unset SKILLET_REDIS_URL") from error
+
+
+def _check_strict(client: "Redis") -> None:
+    """Raise StartupError unless this Redis puts every write on disk before it answers."""
+    found = {name: client.config_get(name).get(name) for name in ("appendonly", "appendfsync")}
+    if found != {"appendonly": "yes", "appendfsync": "always"}:
+        raise StartupError(f"SKILLET_DURABILITY=strict needs a Redis with appendonly yes and appendfsync always, this one has {found}")
+
+
+def _start_workers(settings: Settings, listener: socket.socket, stack: ExitStack) -> dict[str, str]:
+    """Start the API processes, and wait until the first has loaded. Returns the bundles' digests by name."""
+    slots = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skillet-")))
+    for index in range(settings.workers):
+        (slots / str(index)).touch()
+    first = _ApiProcess(settings, listener, slots)
+    for index in range(settings.workers + settings.standby_workers):
+        process = first if index == 0 else _ApiProcess(settings, listener, slots)
+        worker = Supervised(f"API process {index}", process.spawn)
+        stack.callback(worker.stop)
+        worker.start()
+    return first.bundles()
+
+
+class _ApiProcess:
+    """Makes API processes, and reads what the first of them reports."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, slots: Path) -> None:
+        self._settings, self._listener, self._slots = settings, listener, slots
+        self._report: int | None = None
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """Start one."""
+        if self._report is None:
+            self._report, writing = os.pipe()
+        else:  # started again: nobody waits for its report
+            writing = os.open(os.devnull, os.O_WRONLY)
+        fds = {"--listen-fd": self._listener.fileno(), "--report-fd": writing}
+        command = [sys.executable, "-m", "service.api_worker", "--slots", str(self._slots)]
+        for name, fd in fds.items():
+            command += [name, str(fd)]
+        process = subprocess.Popen(bound(command), stdin=subprocess.PIPE, pass_fds=list(fds.values()), start_new_session=True)
+        os.close(writing)
+        assert process.stdin is not None
+        with process.stdin as settings:
+            settings.write(self._settings.model_dump_json().encode())
+        return process
+
+    def bundles(self) -> dict[str, str]:
+        """What the first process serves, once it has loaded. Raises StartupError with its reason when it cannot."""
+        assert self._report is not None
+        with os.fdopen(self._report) as report:
+            line = report.readline()
+        found = json.loads(line or '{"error": "the API process ended while it started; its messages are above"}')
+        if "error" in found:
+            raise StartupError(found["error"])
+        return dict(found["bundles"])
 
 
 def _start_learner(settings: Settings, redis_url: str, index: int, stack: ExitStack) -> Supervised:
@@ -120,39 +188,9 @@ def _start_learner(settings: Settings, redis_url: str, index: int, stack: ExitSt
     return learner
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that says when it is ready, and lets waiting requests know when it stops."""
-
-    def __init__(self, app: FastAPI, ready_line: str) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http="httptools",
-                ws="none",
-                access_log=False,
-                log_level="warning",
-                timeout_graceful_shutdown=2,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-            )
-        )
-        self._app, self._ready_line = app, ready_line
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop."""
-        self._app.state.stopping = True
-        super().handle_exit(sig, frame)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
-        await super().startup(sockets)
-        if self.started:
-            print(self._ready_line, flush=True)
-
-
-def _ready_line(settings: Settings, listener: socket.socket, bundles: dict[str, Networks], learners: list[Supervised]) -> str:
+def _ready_line(settings: Settings, listener: socket.socket, bundles: dict[str, str], learners: list[Supervised]) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    names = ", ".join(f"{name} ({found.digest[:12]})" for name, found in bundles.items())
+    names = ", ".join(f"{name} ({digest[:12]})" for name, digest in bundles.items())
     redis = _without_password(str(settings.redis_url))
     pids = ", ".join(str(learner.pid) for learner in learners) or "none"
     return f"Skillet serves {names} at http://{host}:{listener.getsockname()[1]} (/docs) | Redis {redis} | learner {pids}"

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import IO, Final
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from service.errors import StartupError
 from service.processes import bound
+from service.storage import connect
 
 _MAX_SOCKET_PATH: Final = 100  # the kernel takes 107 bytes
 _START_TIMEOUT_S: Final = 120.0  # reading a large data file back takes a while
@@ -24,9 +24,13 @@ _LOCK_TIMEOUT_S: Final = 10.0
 
 
 class EmbeddedRedis:
-    """One Redis server for one data directory; only programs of the same user reach it, through a unix socket."""
+    """One Redis server for one data directory; only programs of the same user reach it, through a unix socket.
 
-    def __init__(self, data_dir: Path) -> None:
+    ``strict``: a write is on disk before it is acknowledged; otherwise within a second.
+    """
+
+    def __init__(self, data_dir: Path, *, strict: bool = False) -> None:
+        self._fsync = "always" if strict else "everysec"
         self.data_dir = data_dir.absolute()
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -71,7 +75,7 @@ class EmbeddedRedis:
             "unixsocketperm": "700",
             "dir": str(self.data_dir),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": self._fsync,
             "save": "",
             "daemonize": "no",
             "loglevel": "notice",
@@ -81,7 +85,7 @@ class EmbeddedRedis:
 
     def _await_answer(self, process: subprocess.Popen[bytes], log: Path) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        with Redis(unix_socket_path=str(self.socket), socket_timeout=1.0) as client:
+        with connect(self.url, 1.0) as client:  # its retries do not wait: every delay here is one of the whole service
             while True:
                 try:
                     client.ping()

@@ -1,6 +1,7 @@
 """Settings of the service: read once, from the environment (prefix ``SKILLET_``) and the command line."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +17,12 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
     redis_url: str | None = Field(default=None, description="unset: an embedded Redis is started under data_dir")
     data_dir: Path = Path(".skillet")
+    workers: int = Field(default=1, ge=1, description="API processes that serve")
+    standby_workers: int = Field(default=1, ge=0, description="loaded API processes that take over when one that serves dies")
+    durability: Literal["second", "strict"] = Field(
+        default="second",
+        description="what a power loss may take of what was acknowledged: the last second, or (strict) nothing",
+    )
     learners: int = Field(default=1, ge=0, description="learner processes started beside the API")
     envelope: bool = Field(default=True, description="hold actions inside the bundles' safety envelopes, not only their specs' limits")
     redis_timeout_s: float = Field(default=1.5, gt=0)

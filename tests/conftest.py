@@ -23,6 +23,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", default=5, type=int, help="processes that the fault suite kills")
+    parser.addoption("--network-faults", default=20, type=int, help="network faults that the fault suite makes")
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Bundle:
     """A bundle of small untrained networks: S=4, A=2, Z=3, E=2, H=5."""

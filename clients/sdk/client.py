@@ -28,7 +28,7 @@ from clients.sdk.transport import HttpTransport, Reply, Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _RETRIED_STATUS = frozenset({429, 502, 503, 504})
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 2.0
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 0.5
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 

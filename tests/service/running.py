@@ -118,6 +118,12 @@ def descendants(pid: int) -> list[int]:
     return found + [below for child in found for below in descendants(child)]
 
 
+def running(pid: int, what: str) -> list[int]:
+    """Process ids of the descendants of ``pid`` whose command line holds ``what``, once it is their own."""
+    lines = {child: _command_line(Path(f"/proc/{child}/cmdline")) for child in descendants(pid)}
+    return [child for child, line in lines.items() if what in line and "processes.py" not in line]
+
+
 def mentioning(path: Path) -> list[int]:
     """Process ids of those whose command line names ``path``."""
     lines = {int(file.parent.name): _command_line(file) for file in Path("/proc").glob("[0-9]*/cmdline")}

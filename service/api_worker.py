@@ -1,0 +1,99 @@
+"""``python -m service.api_worker``: one API process, started by ``python -m service``, which hands it settings and the listening socket.
+
+There are more of these than serve at a time. Each loads everything, then waits for one of as many lock files as shall serve. When a process
+dies, by whatever death, the kernel lets its lock go, and one that waits takes over within milliseconds: no connection that waits in the
+shared socket's queue is lost.
+"""
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Final
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app, load_bundles
+from service.settings import Settings
+from training.contract.errors import SkilletError
+
+_KEEP_ALIVE_S: Final = 60  # a control loop may pause between two episodes
+_LOOK_S: Final = 0.01  # between two looks for a free slot, of which there may be several
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM. Returns the exit code. Reads the settings, JSON, from standard input."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    parser = argparse.ArgumentParser("python -m service.api_worker")
+    parser.add_argument("--listen-fd", type=int, required=True, help="the listening socket")
+    parser.add_argument("--report-fd", type=int, required=True, help="where to write one line, once loaded")
+    parser.add_argument("--slots", type=Path, required=True, help="folder with one lock file for each process that shall serve")
+    options = parser.parse_args(arguments)
+    settings = Settings(**json.loads(sys.stdin.read()))
+    with os.fdopen(options.report_fd, "w") as report:
+        try:
+            bundles = load_bundles(settings.bundles, envelope=settings.envelope)
+            app = create_app(settings, bundles)
+        except SkilletError as error:
+            report.write(json.dumps({"error": str(error)}) + "\n")
+            return 2
+        report.write(json.dumps({"bundles": {name: found.digest for name, found in bundles.items()}}) + "\n")
+    slot = _await_slot(options.slots)
+    _Server(app).run(sockets=[socket.socket(fileno=options.listen_fd)])
+    slot.close()
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that lets waiting requests know when it stops."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                access_log=False,
+                log_level="warning",
+                timeout_graceful_shutdown=2,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+            )
+        )
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        self._app.state.stopping = True
+        super().handle_exit(sig, frame)
+
+
+def _await_slot(folder: Path) -> IO[bytes]:
+    """Take a lock that no process holds, as soon as there is one."""
+    slots = [file.open("rb") for file in sorted(folder.iterdir())]
+    while True:
+        for slot in slots:
+            try:
+                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return slot
+        time.sleep(_LOOK_S)
+
+
+def _stop(number: int, frame: FrameType | None) -> Any:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
