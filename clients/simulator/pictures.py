@@ -51,6 +51,8 @@ def leave_pictures(run: FinishedRun, domain: Domain, console: Console, *, plot: 
 
 def _draw_video(run: FinishedRun, shown: Sequence[EpisodeResult], file: Path, console: Console) -> None:
     panels = [Panel(result, run.paths[result.index]) for result in shown]
+    if not console.is_terminal:
+        console.print(f"drawing {file}", highlight=False)
     period_s = run.env.metadata["control_period_s"]
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"drawing {file}", total=1.0)

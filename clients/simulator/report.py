@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -188,8 +189,14 @@ def blocks(results: Sequence[EpisodeResult], conditioning: int) -> list[tuple[st
 
 def summary_table(results: Sequence[EpisodeResult], conditioning: int, subtasks: Sequence[str] = ()) -> Table:
     """Mean success and return per block of episodes, or mean score and the share of episodes that finished each subtask; steps, seconds."""
-    scores = (f"score of {len(subtasks)}", *subtasks) if subtasks else ("success", "return")
-    table = Table("episodes", "phase", *scores, "steps", "s/episode", "policy", title="What happened")
+    ranks = {str(rank): name for rank, name in enumerate(subtasks, 1)}
+    scores = ("score", *ranks) if subtasks else ("success", "return")
+    # Fits a terminal of 80 columns.
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "title": "What happened"}
+    legend = ", ".join(f"{rank} {name}" for rank, name in ranks.items())
+    table = Table(*("episodes", "phase", *scores, "steps", "time s", "policy"), **look, caption=legend and f"finished: {legend}")
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for name, inside in blocks(results, conditioning):
         phases = " ".join(dict.fromkeys(r.phase for r in inside))
         table.add_row(
