@@ -6,26 +6,38 @@ Inference runs in a thread of its own, never on the action path; at most one at 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from redis.exceptions import RedisError
 
 from service.acting import learning_due
-from service.errors import ServiceError
+from service.errors import ServiceError, UnknownVersion
 from service.jobs import JobQueue
+from service.judgement import RECENT, REFERENCE, find_fall
 from service.keys import SessionKeys
 from service.policies import Networks
 from service.session_state import Changes, Loaded, Posterior, task_prior
 from service.sessions import SessionStore
+from service.versions import VersionStore
 
 _log = logging.getLogger(__name__)
+_JUDGED_EPISODES = RECENT[-1] + REFERENCE[1]
 
 
 class Adaptation:
     """Task inference and fine-tuning jobs."""
 
-    def __init__(self, store: SessionStore, jobs: JobQueue, inference_interval_s: float) -> None:
-        self._store, self._jobs, self._interval_s = store, jobs, inference_interval_s
+    def __init__(
+        self,
+        store: SessionStore,
+        versions: VersionStore,
+        jobs: JobQueue,
+        inference_interval_s: float,
+        rolled_back: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._versions, self._jobs, self._interval_s = store, versions, jobs, inference_interval_s
+        self.rolled_back = rolled_back
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task-inference")
         self._running: dict[str, tuple[tuple[int, int], asyncio.Task[Posterior]]] = {}
         self._last_started: dict[str, float] = {}
@@ -46,7 +58,23 @@ class Adaptation:
             self._infer(loaded, networks)
         if changes.episode is not None:
             self._last_started.pop(session_id, None)
+            self._judge(loaded)
             self.queue_if_due(loaded)
+
+    def _judge(self, loaded: Loaded) -> None:
+        """Go back when the returns under the newest versions fell. Done anew with each episode, so one that was missed is made up for."""
+        current = loaded.current_version
+        if current == 0:
+            return
+        fall = find_fall(self._store.episodes(loaded.keys, first=-_JUDGED_EPISODES), current)
+        if fall is None:
+            return
+        try:
+            self._versions.roll_back(loaded.keys, fall.version, current, fall.reason)
+        except UnknownVersion:  # its weights are not kept any more: the bundle's own policy is there
+            self._versions.roll_back(loaded.keys, 0, current, fall.reason)
+        _log.warning("session %s goes back from policy version %d to %d: %s", loaded.session.session_id, current, fall.version, fall.reason)
+        self.rolled_back()
 
     def queue_if_due(self, loaded: Loaded) -> None:
         """Queue the session for a learner if it has episodes to learn from."""

@@ -83,7 +83,7 @@ def load_bundles(paths: tuple[Path, ...], *, envelope: bool = True) -> dict[str,
 def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) -> Parts:
     redis = connect(redis_url, settings.redis_timeout_s)
     store, versions, metrics = SessionStore(redis), VersionStore(redis), Metrics()
-    adaptation = Adaptation(store, JobQueue(redis), settings.inference_interval_s)
+    adaptation = Adaptation(store, versions, JobQueue(redis), settings.inference_interval_s, metrics.rollbacks.inc)
     metrics.count_versions(versions)
     loop = StepLoop(settings, store=store, versions=versions, bundles=bundles, adaptation=adaptation, metrics=metrics)
     return Parts(settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, Deadlines(), metrics)

@@ -3,11 +3,15 @@
 import numpy as np
 import torch
 
+from service.errors import PolicyOutputInvalid
 from service.policies import Networks, PolicyWeights
 from training.contract.context import Floats
 from training.finetuning import Finetuner
 
 PARITY_TOLERANCE = 1e-4
+LIMITED_SHARE = 0.5
+"""A version of whose actions the envelope would change more than this is not served."""
+
 PARITY_STATES = 64
 """How many of the newest states the graph and the learner's network are compared in."""
 
@@ -23,7 +27,19 @@ def find_fault(finetuner: Finetuner, weights: PolicyWeights, networks: Networks,
     difference = parity(finetuner, weights, networks, states)
     if not difference <= PARITY_TOLERANCE:
         return f"the graph with these weights differs from the learner's network by {difference:.3g}, more than {PARITY_TOLERANCE:g}"
+    if not (limited := limited_share(finetuner, weights, networks, states)) <= LIMITED_SHARE:
+        return f"the safety envelope would change {limited:.0%} of its actions, more than {LIMITED_SHARE:.0%}"
     return None
+
+
+def limited_share(finetuner: Finetuner, weights: PolicyWeights, networks: Networks, states: Floats) -> float:
+    """Share of the newest states [N, S] in which the action of the mean skill is outside the envelope's range (1 for one not finite)."""
+    policy, embedding = networks.with_weights(weights, version=0), finetuner.task_embedding.numpy()
+    try:
+        actions = [networks.decode(state, policy.choose_skill(state, embedding, None, use_skill_prior=False)) for state in states]
+    except PolicyOutputInvalid:
+        return 1.0
+    return float(np.mean([bool(networks.guard.limit(action, None)[1]) for action in actions])) if actions else 0.0
 
 
 @torch.no_grad()

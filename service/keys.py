@@ -8,6 +8,7 @@
 | ``skillet:{ID}:task``       | hash   | newest task posterior: version, mean, scale                                  | API          |
 | ``skillet:{ID}:finetuning`` | hash   | paused, queued job, holder, state, progress, error                           | both         |
 | ``skillet:{ID}:policy``     | hash   | version number -> record (JSON)                                              | both         |
+| ``skillet:{ID}:history``    | list   | what became of versions, when and why (JSON), the newest last                | both         |
 | ``skillet:{ID}:weights``    | hash   | version number -> weights (msgpack)                                          | learner      |
 | ``skillet:{ID}:checkpoint`` | string | the learner's checkpoint (safetensors)                                       | learner      |
 | ``skillet:{ID}:lease``      | string | name of the learner that works on the session; expires unless renewed        | learner      |
@@ -75,6 +76,11 @@ class SessionKeys:
         return self._key("policy")
 
     @property
+    def history(self) -> str:
+        """What became of policy versions."""
+        return self._key("history")
+
+    @property
     def weights(self) -> str:
         """Weights of policy versions."""
         return self._key("weights")
@@ -97,4 +103,14 @@ class SessionKeys:
     @property
     def lasting(self) -> list[str]:
         """The keys that live as long as the session, its own first."""
-        return [self.session, self.context, self.episodes, self.task, self.finetuning, self.policy, self.weights, self.checkpoint]
+        return [
+            self.session,
+            self.context,
+            self.episodes,
+            self.task,
+            self.finetuning,
+            self.policy,
+            self.weights,
+            self.checkpoint,
+            self.history,
+        ]

@@ -139,6 +139,7 @@ class SessionLearner:
             episodes_learned=finetuner.episodes,
             metrics={**self._losses, "policy_kl": kl if math.isfinite(kl) else None, "updates": float(finetuner.updates)},
             checkpoint=_packed(finetuner) if _sound(finetuner) else b"",
+            needs_approval=loaded.session.promotion == "manual",
         )
         version = self._stores.versions.publish(loaded.keys, self._name, candidate, self._settings.kept_versions)
         if version < 0:

@@ -27,6 +27,7 @@ class Metrics:
         self.sessions = Counter("skillet_sessions_opened", "Sessions opened", registry=registry)
         self.limited = Counter("skillet_actions_limited", "Actions changed by the safety envelope", ["limit"], registry=registry)
         self.outside = Counter("skillet_observations_outside", "Observations outside the envelope's usual range", registry=registry)
+        self.rollbacks = Counter("skillet_automatic_rollbacks", "Sessions that went back to an earlier policy version", registry=registry)
         self.act_seconds = self.seconds.labels("act")
         self.step_seconds = self.seconds.labels("step")
         self.transitions_seconds = self.seconds.labels("transitions")

@@ -14,6 +14,7 @@ from training.contract.exploration import Exploration, Phase
 
 Number = Annotated[int, Meta(ge=0, le=2**31)]
 Seed = Annotated[int, Meta(ge=0, le=2**53, description="all of the session's randomness derives from it", examples=[7])]
+Promotion = Literal["automatic", "manual"]
 LearningState = Literal["idle", "queued", "running", "paused", "failed"]
 Vector = Annotated[list[float], Meta(description="numbers in the order of the bundle's specs", examples=[[0.1, -0.2, 0.0, 0.3]])]
 Reward = Annotated[float, Meta(ge=-1e30, le=1e30, examples=[0.0])]
@@ -34,6 +35,7 @@ class OpenSession(Request, frozen=True):
     ] = None
     finetuning: bool = True
     deterministic: Annotated[bool, Meta(description="act with the mean skill instead of a drawn one")] = False
+    promotion: Annotated[Promotion, Meta(description="do versions that pass the checks serve at once, or wait for approval")] = "automatic"
     share_skills: Annotated[bool, Meta(description="tell each skill with its first action, so that a robot can finish it alone")] = False
     ttl_s: Annotated[int, Meta(ge=1, le=365 * 86400, description="seconds without a request after which the session expires")] = 86400
 
@@ -89,6 +91,12 @@ class Rollback(Request, frozen=True):
     version: Number | None = None
 
 
+class Approval(Request, frozen=True):
+    """The candidate version to act with; without one, the newest."""
+
+    version: Number | None = None
+
+
 class ChangeFinetuning(Request, frozen=True):
     """Pause or resume."""
 
@@ -127,6 +135,7 @@ class SessionView(Struct, frozen=True, omit_defaults=False):
     expires_at: str
     closed: bool
     share_skills: bool
+    promotion: Promotion
     specs: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     envelope: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
@@ -228,12 +237,24 @@ class TaskPosterior(Struct, frozen=True):
     phase: Phase
 
 
+VersionStatus = Literal["published", "candidate", "rejected", "rolled_back"]
+
+
+class PolicyEvent(Struct, frozen=True):
+    """What became of a version: published, a candidate that waits for approval, approved, rejected, or gone back to; and why."""
+
+    at: str
+    event: Literal["published", "candidate", "approved", "rejected", "rolled_back_to"]
+    version: int
+    reason: str
+
+
 class PolicyVersion(Struct, frozen=True):
     """One version of a session's policy; version 0 is the bundle's own."""
 
     version: int
     created_at: str
-    status: Literal["published", "rejected", "rolled_back"]
+    status: VersionStatus
     reason: str
     episode: int | None
     metrics: dict[str, float | None]
@@ -244,6 +265,7 @@ class PolicyVersions(Struct, frozen=True):
 
     current: int
     versions: list[PolicyVersion]
+    history: list[PolicyEvent]
 
 
 class FinetuningStatus(Struct, frozen=True):

@@ -62,6 +62,7 @@ def _new_session(wanted: schemas.OpenSession, networks: Networks) -> Session:
         deterministic=wanted.deterministic,
         ttl_s=wanted.ttl_s,
         share_skills=wanted.share_skills,
+        promotion=wanted.promotion,
         created_at=now,
         expires_at=now + wanted.ttl_s,
     )
@@ -125,8 +126,17 @@ async def read_task(request: Request, session_id: str) -> Response:
 async def read_policy(request: Request, session_id: str) -> Response:
     """The session's policy versions."""
     parts = parts_of(request)
-    loaded = parts.store.load(session_id)
-    return reply(views.policy_view(loaded, parts.versions.versions(loaded.keys)))
+    return _policy(parts, session_id)
+
+
+@sessions.post(
+    "/{session_id}/policy/approve", openapi_extra=documented(schemas.PolicyVersions, request=schemas.Approval, example={"version": 1})
+)
+async def approve(request: Request, session_id: str) -> Response:
+    """Act with a candidate version from the next skill choice on."""
+    parts, wanted = parts_of(request), await read(request, schemas.Approval)
+    parts.versions.approve(parts.store.load(session_id).keys, wanted.version)
+    return _policy(parts, session_id)
 
 
 @sessions.post(
@@ -136,9 +146,13 @@ async def roll_back(request: Request, session_id: str) -> Response:
     """Go back to an earlier policy version from the next skill choice on, and pause fine-tuning."""
     parts, wanted = parts_of(request), await read(request, schemas.Rollback)
     loaded = parts.store.load(session_id)
-    parts.versions.roll_back(loaded.keys, wanted.version, loaded.current_version)
+    parts.versions.roll_back(loaded.keys, wanted.version, loaded.current_version, "a client asked for it")
+    return _policy(parts, session_id)
+
+
+def _policy(parts: Parts, session_id: str) -> Response:
     loaded = parts.store.load(session_id)
-    return reply(views.policy_view(loaded, parts.versions.versions(loaded.keys)))
+    return reply(views.policy_view(loaded, parts.versions.versions(loaded.keys), parts.versions.history(loaded.keys)))
 
 
 @sessions.get("/{session_id}/finetuning", openapi_extra=documented(schemas.FinetuningStatus))

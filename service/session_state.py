@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from service.keys import SessionKeys
-from service.schemas import EndedEpisode, EpisodeStarted
+from service.schemas import EndedEpisode, EpisodeStarted, Promotion
 from training.contract.context import Floats, unpack_rows
 from training.contract.exploration import Exploration, Phase
 
@@ -68,6 +68,7 @@ class Session(Struct):
     expires_at: float
     forced_phase: Phase | None = None
     share_skills: bool = False
+    promotion: Promotion = "automatic"
     # the open or last episode
     episode: int = -1
     episode_open: bool = False

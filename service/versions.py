@@ -16,7 +16,7 @@ from redis import Redis
 from service.errors import UnknownVersion
 from service.keys import COUNTERS, SessionKeys
 from service.policies import PolicyWeights
-from service.schemas import LearningState, PolicyVersion
+from service.schemas import LearningState, PolicyEvent, PolicyVersion, VersionStatus
 
 Numbers = dict[str, float | None]
 
@@ -46,6 +46,7 @@ class Candidate:
     episodes_learned: int
     metrics: Numbers
     checkpoint: bytes
+    needs_approval: bool = False
 
 
 _IF_LEASED = """
@@ -78,25 +79,28 @@ _PUBLISH = (
 if redis.call('HGET', KEYS[3], 'paused') == '1' then return 0 end
 redis.call('HSET', KEYS[3], 'versions', ARGV[2], 'learned', ARGV[7], 'state', 'idle')
 redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
+redis.call('RPUSH', KEYS[7], ARGV[8])
+redis.call('LTRIM', KEYS[7], -1000, -1)
 if ARGV[4] ~= '' then
   redis.call('HSET', KEYS[5], ARGV[2], ARGV[4])
-  redis.call('HSET', KEYS[2], 'current', ARGV[2])
+  if ARGV[9] == '' then redis.call('HSET', KEYS[2], 'current', ARGV[2]) end
   local held = redis.call('HKEYS', KEYS[5])
   table.sort(held, function(a, b) return tonumber(a) < tonumber(b) end)
   for i = 1, #held - tonumber(ARGV[6]) do redis.call('HDEL', KEYS[5], held[i]) end
 end
 if ARGV[5] ~= '' then redis.call('SET', KEYS[6], ARGV[5]) end
-for i = 3, 6 do redis.call('PEXPIRE', KEYS[i], left) end
+for i = 3, 7 do redis.call('PEXPIRE', KEYS[i], left) end
 return tonumber(ARGV[2])
 """
 )
 
-_ROLL_BACK = """
+_MAKE_CURRENT = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[1] ~= '0' and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'current', ARGV[1])
-redis.call('HSET', KEYS[3], 'paused', '1')
-redis.call('PEXPIRE', KEYS[3], redis.call('PTTL', KEYS[1]))
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], 'paused', '1') end
+redis.call('RPUSH', KEYS[4], ARGV[2])
+for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[1])) end
 return 1
 """
 
@@ -109,7 +113,7 @@ class VersionStore:
         self._report = redis.register_script(_REPORT)
         self._checkpoint = redis.register_script(_CHECKPOINT)
         self._publish = redis.register_script(_PUBLISH)
-        self._roll_back = redis.register_script(_ROLL_BACK)
+        self._make_current = redis.register_script(_MAKE_CURRENT)
 
     def progress(self, keys: SessionKeys) -> Progress:
         """Where fine-tuning stands."""
@@ -144,7 +148,31 @@ class VersionStore:
         found = [msgspec.json.decode(record, type=PolicyVersion) for record in records.values()]
         return sorted(found, key=lambda record: record.version)
 
-    def roll_back(self, keys: SessionKeys, version: int | None, current: int) -> None:
+    def history(self, keys: SessionKeys) -> list[PolicyEvent]:
+        """What became of versions, in order."""
+        return [msgspec.json.decode(event, type=PolicyEvent) for event in cast(list[bytes], self.redis.lrange(keys.history, 0, -1))]
+
+    def approve(self, keys: SessionKeys, version: int | None) -> None:
+        """Make a candidate (None: the newest) the current version. Raises UnknownVersion when there is none or its weights are gone."""
+        candidates = {record.version: record for record in self.versions(keys) if record.status == "candidate"}
+        if version is None:
+            version = max(candidates, default=None)
+        event = _event("approved", version or 0, "a client approved it")
+        if version not in candidates or not self._current(keys, version, event, pause=False):
+            raise UnknownVersion(
+                "there is no such candidate",
+                expected=sorted(candidates),
+                received=version,
+                action="Name one of the candidates: GET /v1/sessions/{id}/policy.",
+            )
+        approved = msgspec.structs.replace(candidates[version], status="published")
+        self.redis.hset(keys.policy, str(version), cast(str, msgspec.json.encode(approved)))
+
+    def _current(self, keys: SessionKeys, version: int, event: bytes, *, pause: bool) -> bool:
+        names = [keys.session, keys.weights, keys.finetuning, keys.history]
+        return bool(self._make_current(keys=names, args=[version, event, "1" if pause else ""]))
+
+    def roll_back(self, keys: SessionKeys, version: int | None, current: int, reason: str) -> None:
         """Make ``version`` (None: the published one before ``current``) the current one and pause fine-tuning.
 
         Raises UnknownVersion when there is none, it was rejected, or its weights are no longer kept.
@@ -153,13 +181,13 @@ class VersionStore:
         published = [0, *(record.version for record in records if record.status == "published")]
         if version is None:
             version = max((number for number in published if number < current), default=None)
-        if version is None or not self._roll_back(keys=[keys.session, keys.weights, keys.finetuning], args=[version]):
+        if version is None or not self._current(keys, version, _event("rolled_back_to", version, reason), pause=True):
             raise self._unknown(keys, version, current)
-        changed: dict[Any, Any] = {
-            str(record.version): msgspec.json.encode(msgspec.structs.replace(record, status=status))
-            for record in records
-            if record.status != "rejected" and (status := "rolled_back" if record.version > version else "published") != record.status
-        }
+        changed: dict[Any, Any] = {}
+        for record in records:
+            status: VersionStatus = "rolled_back" if record.version > version else "published"
+            if record.status in ("published", "rolled_back") and record.status != status:
+                changed[str(record.version)] = msgspec.json.encode(msgspec.structs.replace(record, status=status))
         if changed:
             self.redis.hset(keys.policy, mapping=changed)
 
@@ -187,13 +215,23 @@ class VersionStore:
         Returns its number; 0 when fine-tuning is paused, -1 when this learner does not hold the session (any more).
         """
         number = int(cast(bytes | None, self.redis.hget(keys.finetuning, "versions")) or 0) + 1
-        record = PolicyVersion(
-            number, _now(), "published" if candidate.weights else "rejected", candidate.reason, candidate.episode, candidate.metrics
-        )
+        passed: VersionStatus = "candidate" if candidate.needs_approval else "published"
+        status: VersionStatus = passed if candidate.weights else "rejected"
+        record = PolicyVersion(number, _now(), status, candidate.reason, candidate.episode, candidate.metrics)
         weights = candidate.weights.to_bytes() if candidate.weights else b""
         found = self._publish(
-            keys=[keys.lease, keys.session, keys.finetuning, keys.policy, keys.weights, keys.checkpoint],
-            args=[learner, number, msgspec.json.encode(record), weights, candidate.checkpoint, kept, candidate.episodes_learned],
+            keys=[keys.lease, keys.session, keys.finetuning, keys.policy, keys.weights, keys.checkpoint, keys.history],
+            args=[
+                learner,
+                number,
+                msgspec.json.encode(record),
+                weights,
+                candidate.checkpoint,
+                kept,
+                candidate.episodes_learned,
+                _event(status, number, candidate.reason),
+                "1" if candidate.needs_approval else "",
+            ],
         )
         if found > 0:
             self.redis.hincrby(COUNTERS, "versions_published" if candidate.weights else "versions_rejected", 1)
@@ -211,6 +249,10 @@ class VersionStore:
             received=version,
             action="Name one of the versions whose weights are kept: GET /v1/sessions/{id}/policy.",
         )
+
+
+def _event(event: str, version: int, reason: str) -> bytes:
+    return msgspec.json.encode({"at": _now(), "event": event, "version": version, "reason": reason})
 
 
 def _now() -> str:

@@ -42,6 +42,7 @@ def session_view(loaded: Loaded, task_version: int, *, networks: Networks | None
         expires_at=timestamp(session.expires_at),
         closed=closed,
         share_skills=session.share_skills,
+        promotion=session.promotion,
         specs=msgspec.UNSET if networks is None else finite(networks.spec.model_dump()),
         envelope=msgspec.UNSET if networks is None else finite(networks.guard.envelope.model_dump()),
     )
@@ -54,10 +55,10 @@ def task_view(loaded: Loaded, posterior: Posterior) -> schemas.TaskPosterior:
     return schemas.TaskPosterior(posterior.version, posterior.mean.tolist(), posterior.scale.tolist(), session.rows, phase)
 
 
-def policy_view(loaded: Loaded, records: list[schemas.PolicyVersion]) -> schemas.PolicyVersions:
+def policy_view(loaded: Loaded, records: list[schemas.PolicyVersion], history: list[schemas.PolicyEvent]) -> schemas.PolicyVersions:
     """All policy versions, the bundle's own first."""
     own = schemas.PolicyVersion(0, timestamp(loaded.session.created_at), "published", "the bundle's own policy", None, {})
-    return schemas.PolicyVersions(loaded.current_version, [own, *records])
+    return schemas.PolicyVersions(loaded.current_version, [own, *records], history)
 
 
 def finetuning_view(loaded: Loaded, progress: Progress) -> schemas.FinetuningStatus:

@@ -72,6 +72,7 @@ class SkilletClient:
         deterministic: bool = False,
         ttl_s: int = 86400,
         share_skills: bool = False,
+        promotion: str = "automatic",
     ) -> Session:
         """Open a session with one of the service's bundles (None: its first). Sent twice, it opens one.
 
@@ -86,6 +87,7 @@ class SkilletClient:
             "deterministic": deterministic,
             "ttl_s": ttl_s,
             "share_skills": share_skills,
+            "promotion": promotion,
         }
         body |= {name: value for name, value in {"bundle": bundle, "exploration": exploration}.items() if value is not None}
         return Session(self, parse(SessionInfo, self.call("POST", "/v1/sessions", body, key=new_key())))

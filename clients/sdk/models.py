@@ -132,6 +132,7 @@ class SessionInfo:
     expires_at: str
     closed: bool
     share_skills: bool = False
+    promotion: str = "automatic"
     specs: ModelSpec | None = None
     envelope: Envelope | None = None
 
@@ -235,7 +236,7 @@ class FinetuningStatus:
 
 @dataclass(frozen=True, slots=True)
 class PolicyVersion:
-    """One policy version: when it came, its ``status`` (published, rejected, rolled_back) and why. 0 is the bundle's own."""
+    """One policy version: when it came, its ``status`` (published, candidate, rejected, rolled_back) and why. 0 is the bundle's own."""
 
     version: int
     created_at: str
@@ -246,11 +247,22 @@ class PolicyVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyEvent:
+    """What became of a version: ``event`` published, candidate, approved, rejected or rolled_back_to."""
+
+    at: str
+    event: str
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyVersions:
     """A session's policy versions, and the one that the next skill is chosen with."""
 
     current: int
     versions: tuple[PolicyVersion, ...]
+    history: tuple[PolicyEvent, ...] = ()
 
 
 def parse(cls: type[_Model], data: Any) -> _Model:

@@ -182,6 +182,11 @@ class Session:
         """The policy versions."""
         return parse(PolicyVersions, self._client.call("GET", f"{self._path}/policy"))
 
+    def approve(self, version: int | None = None) -> PolicyVersions:
+        """Act with a candidate version (None: the newest), in a session opened with ``promotion="manual"``. Not sent twice."""
+        body = {} if version is None else {"version": version}
+        return parse(PolicyVersions, self._client.call("POST", f"{self._path}/policy/approve", body, repeatable=False))
+
     def rollback(self, version: int | None = None) -> PolicyVersions:
         """Go back to ``version`` (None: the one before the current). Without a version it is not sent twice."""
         body = {} if version is None else {"version": version}

@@ -16,6 +16,7 @@ PAIRS = {
     "FinetuningStatus": models.FinetuningStatus,
     "ItemResult": models.ItemResult,
     "RewardsPosted": models.RewardsPosted,
+    "PolicyEvent": models.PolicyEvent,
     "PolicyVersion": models.PolicyVersion,
     "PolicyVersions": models.PolicyVersions,
     "SessionView": models.SessionInfo,

@@ -1,0 +1,117 @@
+"""Guarded promotion: what a version must pass, going back by itself when returns fall, approval, and the history of it all."""
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from service.judgement import SIGNIFICANCE, chance_of_fall, find_fall
+from service.policies import Networks
+from service.session_state import EpisodeRecord
+from service.settings import Settings
+from tests.conftest import Driver
+from tests.service.learners import ready_to_learn, work_off, worker
+from tests.tiny_bundle import with_envelope
+from training.contract.envelope import Envelope
+from training.contract.exploration import Phase
+
+
+def records(returns: list[float], versions: list[int], phase: Phase = Phase.FINETUNING) -> list[EpisodeRecord]:
+    return [EpisodeRecord(i, i, i + 1, 5, r, phase, [v]) for i, (r, v) in enumerate(zip(returns, versions, strict=True))]
+
+
+def test_a_bad_fine_tune_is_rolled_back_within_five_episodes(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    work_off(learner)
+    for _ in range(8):
+        driver.run_episode(final_reward=1.0)
+        work_off(learner)
+    good = driver.get("/policy")["current"]
+    for episodes in range(1, 6):
+        driver.run_episode(final_reward=-1.0)  # poisoned: each version learns from it, and each episode is as bad
+        work_off(learner)
+        policy = driver.get("/policy")
+        if policy["current"] < good + episodes - 1:
+            break
+    assert episodes <= 5
+    assert policy["current"] <= good
+    last = policy["history"][-1]
+    assert (last["event"], last["version"]) == ("rolled_back_to", policy["current"])
+    assert "mean return fell from 1 in" in last["reason"]
+    assert {record["status"] for record in policy["versions"] if record["version"] > policy["current"]} == {"rolled_back"}
+    assert driver.get("/finetuning")["state"] == "paused"
+    assert "skillet_automatic_rollbacks_total 1.0" in api.get("/metrics").text
+    assert driver.run_episode()[0]["policy_version"] == policy["current"]
+
+
+def test_returns_that_only_vary_do_not_go_back() -> None:
+    rng = np.random.default_rng(0)
+    judged = fallen = 0
+    for _ in range(150):
+        returns = (rng.random(40) < 0.8).astype(float).tolist()
+        history = records(returns, list(range(1, 41)))
+        for end in range(8, 41):
+            judged += 1
+            fallen += find_fall(history[:end], end) is not None
+    assert fallen / judged < 3 * SIGNIFICANCE
+
+
+@pytest.mark.parametrize(("before", "after", "chance"), [([1, 1, 1], [0, 0], 1 / 10), ([1, 2, 3], [0], 1 / 4), ([0, 0, 0], [1], 1.0)])
+def test_the_chance_of_a_fall_is_the_share_of_orders_that_show_it(before: list[float], after: list[float], chance: float) -> None:
+    assert chance_of_fall(np.array(before, float), np.array(after, float)) == pytest.approx(chance)
+
+
+def test_a_fall_is_not_held_against_a_version_that_was_there_before_it() -> None:
+    returns = [1.0] * 10 + [0.0] * 5
+    assert find_fall(records(returns, [3] * 15), 3) is None
+    assert find_fall(records(returns, [3] * 10 + [4] * 5), 4).version == 3
+    assert find_fall(records(returns, [3] * 10 + [4] * 5), 3) is None  # gone back already
+    assert find_fall(records(returns, [3] * 10 + [4] * 5, Phase.EXPLORING), 4) is None
+
+
+def test_a_version_waits_for_approval_where_the_session_says_so(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api, promotion="manual"), worker(settings, tiny_networks)
+    work_off(learner)
+    driver.run_episode(final_reward=1.0)
+    work_off(learner)
+    policy = driver.get("/policy")
+    assert (policy["current"], [record["status"] for record in policy["versions"]]) == (0, ["published", "candidate", "candidate"])
+    assert driver.run_episode()[0]["policy_version"] == 0
+    policy = driver.ok(driver.post("policy/approve", version=1))
+    assert (policy["current"], policy["versions"][1]["status"]) == (1, "published")
+    assert driver.run_episode()[0]["policy_version"] == 1
+    assert driver.ok(driver.post("policy/approve"))["current"] == 2
+    missing = driver.post("policy/approve", version=9)
+    assert (missing.status_code, missing.json()["code"]) == (404, "unknown_version")
+    assert [event["event"] for event in driver.get("/policy")["history"]] == ["candidate", "candidate", "approved", "approved"]
+
+
+def test_the_history_tells_every_event_with_its_reason(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    work_off(learner)
+    driver.ok(driver.post("policy/rollback"))
+    published, rolled_back = driver.get("/policy")["history"]
+    assert (published["event"], published["version"]) == ("published", 1)
+    assert published["reason"].startswith("fine-tuned on 1 episode")
+    assert (rolled_back["event"], rolled_back["version"], rolled_back["reason"]) == ("rolled_back_to", 0, "a client asked for it")
+
+
+def test_a_version_that_the_envelope_would_mostly_change_is_not_served(settings: Settings, tiny_bundle, tmp_path) -> None:
+    from service.app import create_app
+
+    narrow = Envelope(
+        action_low=(0.9, 0.9),
+        action_high=(1.0, 1.0),
+        action_change=(1.0, 1.0),
+        observation_low=(-9.0,) * 4,
+        observation_high=(9.0,) * 4,
+        refused_low=(-90.0,) * 4,
+        refused_high=(90.0,) * 4,
+        source="a test",
+    )
+    networks = Networks(with_envelope(tiny_bundle, tmp_path / "tiny", narrow))
+    with TestClient(create_app(settings, {"tiny": networks})) as api:
+        driver: Driver = ready_to_learn(api)
+        work_off(worker(settings, networks))
+        (_, record) = driver.get("/policy")["versions"]
+    assert record["status"] == "rejected"
+    assert "the safety envelope would change 100% of its actions" in record["reason"]
