@@ -31,6 +31,11 @@ from training.contract.errors import SkilletError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM. Returns the exit code: 0 after a clean stop, 2 when it cannot start."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["sessions"]:
+        from service.sessions_cli import main as sessions
+
+        return sessions(words[1:])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)

@@ -8,6 +8,7 @@
 | ``skillet:{ID}:task``       | hash   | newest task posterior: version, mean, scale                                  | API          |
 | ``skillet:{ID}:finetuning`` | hash   | paused, queued job, holder, state, progress, error                           | both         |
 | ``skillet:{ID}:policy``     | hash   | version number -> record (JSON)                                              | both         |
+| ``skillet:{ID}:log``        | list   | what was told and answered, in order (msgpack): `service.session_log`        | API          |
 | ``skillet:{ID}:history``    | list   | what became of versions, when and why (JSON), the newest last                | both         |
 | ``skillet:{ID}:weights``    | hash   | version number -> weights (msgpack)                                          | learner      |
 | ``skillet:{ID}:checkpoint`` | string | the learner's checkpoint (safetensors)                                       | learner      |
@@ -76,6 +77,11 @@ class SessionKeys:
         return self._key("policy")
 
     @property
+    def log(self) -> str:
+        """What was told to the session and what it answered."""
+        return self._key("log")
+
+    @property
     def history(self) -> str:
         """What became of policy versions."""
         return self._key("history")
@@ -113,4 +119,5 @@ class SessionKeys:
             self.weights,
             self.checkpoint,
             self.history,
+            self.log,
         ]

@@ -13,6 +13,7 @@ from service.folding import add_late_reward, end_as_truncated, fold_next, settle
 from service.observations import check_observation
 from service.policies import Networks
 from service.schemas import ItemResult, ItemStatus
+from service.session_log import Reported, Rewarded
 from service.session_state import Changes, Outcome, Session
 from training.contract.context import ContextLayout, pack_rows
 
@@ -135,6 +136,7 @@ def _place(
         return "duplicate"
     _check_turn(session, outcome, window)
     changes.transitions += 1
+    changes.events.append(Reported(outcome.step, outcome.reward, outcome.next_state, outcome.terminated, outcome.truncated))
     if outcome.step > session.outcome_step:
         insort(session.held, outcome, key=lambda held: held.step)
         return "held"
@@ -193,10 +195,12 @@ def _check_turn(session: Session, outcome: Outcome, window: int) -> None:
 def _place_reward(session: Session, late: schemas.LateReward, changes: Changes, layout: ContextLayout) -> ItemStatus:
     check_episode(session, late.episode)
     if late.step in session.pending:
+        changes.events.append(Rewarded(late.step, late.reward))
         add_late_reward(session, late.step, late.reward, changes, layout)
         return "stored"
     held = next((outcome for outcome in session.held if outcome.step == late.step), None)
     if held is not None and held.reward is None:
+        changes.events.append(Rewarded(late.step, late.reward))
         held.reward = late.reward
         return "stored"
     if held is None and late.step >= session.outcome_step:

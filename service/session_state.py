@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from service.keys import SessionKeys
 from service.schemas import EndedEpisode, EpisodeStarted, Promotion
+from service.session_log import Event
 from training.contract.context import Floats, unpack_rows
 from training.contract.exploration import Exploration, Phase
 
@@ -116,6 +117,7 @@ class Changes:
     episode: EpisodeRecord | None = None
     late_rewards: list[tuple[int, float]] = field(default_factory=list)  # byte in the stored context, what to add to the reward there
     transitions: int = 0
+    events: list[Event] = field(default_factory=list)
 
 
 @dataclass

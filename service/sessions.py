@@ -14,6 +14,7 @@ from redis import Redis
 
 from service.errors import InvalidRequest, SessionClosed, SessionExpired, UnknownSession
 from service.keys import KNOWN_EXTRA_MS, SESSIONS, SessionKeys
+from service.session_log import KEPT_SAVES, pack
 from service.session_state import Changes, EpisodeRecord, Loaded, Posterior, Session, task_prior
 from training.contract.context import Floats, pack_rows, unpack_rows
 
@@ -36,7 +37,12 @@ elseif ARGV[3] ~= '' or ARGV[4] ~= '' then
   redis.call('PEXPIRE', KEYS[2], left)
   redis.call('PEXPIRE', KEYS[3], left)
 end
-for i = 8, #ARGV, 2 do redis.call('SETRANGE', KEYS[2], ARGV[i], ARGV[i + 1]) end
+if ARGV[8] ~= '' then
+  local length = redis.call('RPUSH', KEYS[#KEYS - 1], ARGV[8])
+  if length == 1 then redis.call('PEXPIRE', KEYS[#KEYS - 1], redis.call('PTTL', KEYS[1])) end
+  if length > 1.1 * tonumber(ARGV[9]) then redis.call('LTRIM', KEYS[#KEYS - 1], -tonumber(ARGV[9]), -1) end
+end
+for i = 10, #ARGV, 2 do redis.call('SETRANGE', KEYS[2], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 
@@ -114,7 +120,18 @@ class SessionStore:
         rows = b"".join(pack_rows(row) for row in changes.rows)
         keys = [*loaded.keys.lasting, loaded.keys.known]
         changed = self._with_late_rewards(loaded.keys, changes)
-        args: list[int | bytes] = [loaded.raw, body, rows, record, expiry, known_expiry, loaded.current_version, *changed]
+        args: list[int | bytes] = [
+            loaded.raw,
+            body,
+            rows,
+            record,
+            expiry,
+            known_expiry,
+            loaded.current_version,
+            pack(changes.events),
+            KEPT_SAVES,
+            *changed,
+        ]
         if not self._save(keys=keys, args=args):
             return False
         loaded.raw = body

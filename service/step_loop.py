@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
 from service import acting, recording, schemas
 from service.adaptation import Adaptation
@@ -18,11 +19,12 @@ from service.errors import ConcurrentUpdate, ServiceError, UnknownBundle, Unknow
 from service.metrics import Metrics
 from service.observations import check_observation
 from service.policies import MetaPolicy, Networks, PolicyCache
+from service.session_log import Acted, Began
 from service.session_state import Changes, Loaded, Session, StartedEpisode, task_prior
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.versions import VersionStore
-from training.contract.context import Floats, unpack_rows
+from training.contract.context import Floats, pack_rows, unpack_rows
 from training.contract.exploration import Phase
 
 MAX_ATTEMPTS = 20
@@ -72,7 +74,7 @@ class StepLoop:
             acting.begin_episode(loaded.session, phase, posterior)
             if key is not None:
                 loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]
-            if self._store.save(loaded, Changes()):
+            if self._store.save(loaded, Changes(events=[_began(loaded.session)])):
                 return answer
         raise _busy(session_id)
 
@@ -82,7 +84,7 @@ class StepLoop:
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
             recording.check_episode(loaded.session, request.episode)
             state = check_observation(request.observation, networks, "$.observation")
-            return self._act(loaded.session, request.step, state, networks, policy)
+            return self._act(loaded.session, request.step, state, networks, policy, changes)
 
         return self._counted(await self._apply(session_id, change, deadline))
 
@@ -98,7 +100,7 @@ class StepLoop:
             if not session.episode_open or recording.ended_at(session) is not None:
                 return acting.over(session, request.step + 1, replayed=result.status == "duplicate")
             state = unpack_rows(outcome.next_state, networks.spec.state_dim)[0]
-            return self._act(session, request.step + 1, state, networks, policy)
+            return self._act(session, request.step + 1, state, networks, policy, changes)
 
         return self._counted(await self._apply(session_id, change, deadline))
 
@@ -144,8 +146,13 @@ class StepLoop:
             )
         return networks
 
-    def _act(self, session: Session, step: int, state: Floats, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
-        return acting.act(session, step, state, networks=networks, policy=policy, max_ahead=self._settings.max_steps_ahead)
+    def _act(
+        self, session: Session, step: int, state: Floats, networks: Networks, policy: MetaPolicy | None, changes: Changes
+    ) -> schemas.Action:
+        answer = acting.act(session, step, state, networks=networks, policy=policy, max_ahead=self._settings.max_steps_ahead)
+        if not answer.replayed:
+            changes.events.append(_acted(session, answer, state))
+        return answer
 
     async def _apply(self, session_id: str, change: Change[Reply], deadline: Deadline | None = None) -> Reply:
         for attempt in range(MAX_ATTEMPTS):
@@ -203,6 +210,17 @@ class StepLoop:
         if changes.episode is not None:
             self._metrics.episodes.inc()
         self._adaptation.context_grew(loaded, changes, networks)
+
+
+def _began(session: Session) -> Began:
+    return Began(session.episode, session.rows, session.phase, session.use_skill_prior, session.embedding, session.task_version)
+
+
+def _acted(session: Session, answer: schemas.Action, state: Floats) -> Acted:
+    skill = session.skills[-1]
+    action = pack_rows(np.array(answer.action, np.float32))
+    began = skill.skill if answer.skill_step == 0 else None
+    return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began)
 
 
 def _started_with(session: Session, key: str | None) -> schemas.EpisodeStarted | None:

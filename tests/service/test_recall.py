@@ -36,6 +36,7 @@ def test_a_control_step_reads_nothing_from_redis_and_writes_once(driver: Driver,
     assert calls.pop("evalsha") == 4
     assert calls.pop("hmget") == 4, "only the one inside the script that saves"
     assert calls.pop("hset") == 4
+    assert calls.pop("rpush") == 4, "the log"
     assert not set(calls) - {"config|resetstat", "config", "info"}
 
 

@@ -1,0 +1,200 @@
+"""``python -m service sessions ls|show|export|replay|delete``: looking after the sessions of a Redis, beside the service or without it."""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from redis import Redis
+from redis.exceptions import RedisError
+
+from service import views
+from service.app import load_bundles
+from service.errors import StartupError
+from service.policies import MetaPolicy, Networks
+from service.redis_server import EmbeddedRedis
+from service.replay import Policies, replay
+from service.session_log import Acted, Began, Event, Reported, Rewarded, read_log
+from service.session_state import Loaded, Session
+from service.sessions import SessionStore
+from service.settings import Settings
+from service.storage import connect
+from service.versions import VersionStore
+from training.contract.errors import SkilletError
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command. Returns the exit code: 1 when a replay found differences, 2 for an error, which it says in one line."""
+    parser = argparse.ArgumentParser("python -m service sessions", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, help="where the embedded Redis keeps its data; default .skillet")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("ls", help="list the sessions, newest first")
+    for name, what in (("show", "print a session as JSON"), ("delete", "close a session and remove everything of it")):
+        commands.add_parser(name, help=what).add_argument("session_id")
+    again = commands.add_parser("replay", help="act again in every logged state, and tell where the actions differ")
+    again.add_argument("session_id")
+    again.add_argument("--bundle", type=Path, required=True, help="the session's bundle, or another one for the same robot")
+    export = commands.add_parser("export", help="write the completed episodes of a session's log as a Minari dataset")
+    export.add_argument("session_id")
+    export.add_argument("--dataset", required=True, help="Minari id, such as robots/night-v0; lands where MINARI_DATASETS_PATH says")
+    options = parser.parse_args(arguments)
+    settings = Settings(**({"data_dir": options.data_dir} if options.data_dir else {}))
+    try:
+        with _store(settings) as store:
+            return _COMMANDS[options.command](store, options)
+    except (SkilletError, RedisError) as error:
+        sys.stderr.write(f"skillet: {error}\n")
+        return 2
+
+
+@contextmanager
+def _store(settings: Settings) -> Iterator[SessionStore]:
+    """The sessions of the Redis that is set, of the embedded one of a running service, or of one started for the moment."""
+    running = settings.data_dir.absolute() / "redis.sock"
+    url = settings.redis_url or f"unix://{running}"
+    with connect(url, settings.redis_timeout_s) as client:
+        if settings.redis_url or (running.exists() and _answers(client)):
+            yield SessionStore(client)
+            return
+    if not settings.data_dir.is_dir():
+        raise StartupError(f"expected sessions in {settings.data_dir}, found no such folder; name another with --data-dir")
+    server = EmbeddedRedis(settings.data_dir)
+    process = server.spawn()
+    try:
+        with connect(server.url, settings.redis_timeout_s) as client:
+            yield SessionStore(client)
+    finally:
+        process.terminate()
+        process.wait()
+        server.close()
+
+
+def _answers(client: Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except RedisError:
+        return False
+
+
+def _ls(store: SessionStore, options: argparse.Namespace) -> int:
+    cursor: str | None = None
+    while True:
+        page, cursor = store.page(100, cursor)
+        for loaded in page:
+            session = loaded.session
+            sys.stdout.write(
+                f"{session.session_id}  {session.bundle:12}  {session.episodes_completed:5} episodes  {session.rows:6} skill transitions  "
+                f"version {loaded.current_version:3}  expires {views.timestamp(session.expires_at)}\n"
+            )
+        if cursor is None:
+            return 0
+
+
+def _show(store: SessionStore, options: argparse.Namespace) -> int:
+    loaded = store.load(options.session_id)
+    versions = VersionStore(store.redis)
+    told = {
+        "session": views.session_view(loaded, store.task_version(loaded.keys)),
+        "policy": views.policy_view(loaded, versions.versions(loaded.keys), versions.history(loaded.keys)),
+        "log_events": len(read_log(store.redis, loaded.keys)),
+    }
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(told)).decode() + "\n")
+    return 0
+
+
+def _delete(store: SessionStore, options: argparse.Namespace) -> int:
+    store.close(options.session_id)
+    return 0
+
+
+def _replay(store: SessionStore, options: argparse.Namespace) -> int:
+    loaded = store.load(options.session_id)
+    (networks,) = load_bundles((options.bundle,)).values()
+    found = replay(
+        _blank(loaded.session), read_log(store.redis, loaded.keys), networks, _policies(store, loaded, networks), _context(store, loaded)
+    )
+    sys.stdout.write(f"{found.actions} actions replayed, {found.identical} identical, {len(found.differences)} differ; ")
+    sys.stdout.write(f"{found.unknown} skills of versions whose weights are gone were taken from the log\n")
+    for difference in found.differences[:20]:
+        sys.stdout.write(f"episode {difference.episode} step {difference.step}: by up to {difference.largest:.3g}\n")
+    return 1 if found.differences else 0
+
+
+def _policies(store: SessionStore, loaded: Loaded, networks: Networks) -> Policies:
+    versions, ready = VersionStore(store.redis), {0: networks.meta_policy}
+    fits = networks.digest == loaded.session.digest
+
+    def policy(version: int) -> MetaPolicy | None:
+        if version not in ready and fits and (weights := versions.weights(loaded.keys, version)) is not None:
+            ready[version] = networks.with_weights(weights, version)
+        return ready.get(version)
+
+    return policy
+
+
+def _context(store: SessionStore, loaded: Loaded) -> np.ndarray:
+    """All skill transitions [N, D], whatever their width."""
+    rows = loaded.session.rows
+    size = int(store.redis.strlen(loaded.keys.context))
+    return store.context(loaded.keys, 0, rows, size // (4 * rows)) if rows else np.zeros((0, 1), np.float32)
+
+
+def _blank(session: Session) -> Session:
+    """A session with the same options that nothing has happened to."""
+    names = ("session_id", "bundle", "digest", "seed", "conditioning_episodes", "exploration", "finetuning", "deterministic", "ttl_s")
+    return Session(**{name: getattr(session, name) for name in names}, created_at=0.0, expires_at=0.0, forced_phase=session.forced_phase)
+
+
+def _export(store: SessionStore, options: argparse.Namespace) -> int:
+    loaded = store.load(options.session_id)
+    episodes = whole_episodes(read_log(store.redis, loaded.keys))
+    if not episodes:
+        raise StartupError("the log holds no whole episode to export")
+    try:
+        import gymnasium
+        import minari
+        from minari.data_collector import EpisodeBuffer
+    except ImportError as error:
+        raise StartupError("exporting needs Minari: pip install 'minari[hdf5]'") from error
+    buffers = [EpisodeBuffer(**episode) for episode in episodes]
+    box = [gymnasium.spaces.Box(-np.inf, np.inf, episodes[0][name].shape[1:], np.float32) for name in ("observations", "actions")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Minari warns of every optional field that is left out (author, e-mail, link)
+        minari.create_dataset_from_buffers(
+            options.dataset, buffers, observation_space=box[0], action_space=box[1], description=f"Skillet session {options.session_id}"
+        )
+    sys.stdout.write(f"{len(buffers)} episodes, {sum(len(episode['actions']) for episode in episodes)} steps in {options.dataset}\n")
+    return 0
+
+
+def whole_episodes(events: list[Event]) -> list[dict[str, np.ndarray]]:
+    """Arrays of the episodes of which every acted step has its transition; an episode that was cut short counts as truncated."""
+    found: list[dict[str, np.ndarray]] = []
+    starts = [index for index, event in enumerate(events) if isinstance(event, Began)]
+    for first, end in zip(starts, [*starts[1:], len(events)], strict=True):
+        acted = {event.step: event for event in events[first:end] if isinstance(event, Acted)}
+        reported = {event.step: event for event in events[first:end] if isinstance(event, Reported)}
+        rewards = {event.step: event.reward for event in events[first:end] if isinstance(event, Rewarded)}
+        steps = sorted(reported)
+        if not steps or steps != list(range(len(steps))) or any(step not in acted for step in steps):
+            continue
+        states = [acted[step].state for step in steps] + [reported[steps[-1]].next_state]
+        truncations = np.array([reported[step].truncated for step in steps])
+        truncations[-1] |= not reported[steps[-1]].terminated
+        found.append(
+            {
+                "observations": np.stack([np.frombuffer(state, "<f4") for state in states]).astype(np.float32),
+                "actions": np.stack([np.frombuffer(acted[step].action, "<f4") for step in steps]).astype(np.float32),
+                "rewards": np.array([rewards.get(step, reported[step].reward or 0.0) for step in steps], np.float32),
+                "terminations": np.array([reported[step].terminated for step in steps]),
+                "truncations": truncations,
+            }
+        )
+    return found
+
+
+_COMMANDS = {"ls": _ls, "show": _show, "delete": _delete, "replay": _replay, "export": _export}
