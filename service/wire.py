@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from service import schemas
+from service.decoding import decode
 from service.errors import BodyTooLarge, DamagedRequest, InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.framing import request_digest, request_id
 from service.metrics import Metrics
@@ -51,7 +52,7 @@ async def read(request: Request, kind: type[RequestType]) -> RequestType:
             received=claimed[:64],
             action="Send it again; over a bad link use TLS.",
         )
-    return schemas.decode(body, kind)
+    return decode(body, kind)
 
 
 class Outages:
