@@ -162,9 +162,11 @@ class KitchenDomain(Domain):
 
     @staticmethod
     def _picture(env: gym.Env[Any, Any], state: Floats) -> Any:
-        """The kitchen in a state, which is MuJoCo's qpos with sensor noise."""
+        """The arm in a state, which is MuJoCo's qpos with sensor noise. One skill hardly shows in a picture of the whole kitchen."""
         env.get_wrapper_attr("data").qpos[:] = state
-        return env.render()
+        picture = np.asarray(env.render())
+        height, width = picture.shape[:2]
+        return picture[height // 3 : height * 9 // 10, width // 5 : width * 4 // 5]
 
     def task_labels(self, tasks: Sequence[Any]) -> dict[str, Sequence[float] | Sequence[str]]:
         """The first and the last subtask."""
