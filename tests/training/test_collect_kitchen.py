@@ -114,13 +114,30 @@ def test_interrupted_collection_goes_on_and_gives_the_episodes_of_one_in_one_go(
 def test_the_table_counts_subtasks_that_had_their_turn_and_the_score_of_each_sequence():
     episode = Episode(np.zeros((3, 30), np.float32), np.zeros((2, 9), np.float32))
     task = ("microwave", "kettle", "light switch", "hinge cabinet")
-    made = [Demonstration(episode, task, (True,) * count + (False,) * (4 - count)) for count in (4, 2)]
+    made = [Demonstration(episode, task, (True,) * n + (False,) * (4 - n), noise, 0.8) for n, noise in ((4, 0.05), (2, 0.15))]
     lines = success_table(made).splitlines()
     assert "| microwave | 2 | 2 |" in lines
     assert "| light switch | 2 | 1 |" in lines
     assert "| hinge cabinet | 1 | 1 |" in lines
     assert "| bottom burner | 0 | 0 |" in lines
     assert "| microwave, kettle, light switch, hinge cabinet | 2 | 3.00 | 1 |" in lines
+    by_noise = lines.index("| action noise | correlation | episodes | mean score |") + 2
+    assert lines[by_noise : by_noise + 2] == ["| 0.05 | 0.8 | 1 | 4.00 |", "| 0.15 | 0.8 | 1 | 2.00 |"]
+
+
+def test_the_recorded_actions_are_those_intended_unless_the_executed_ones_are_asked_for():
+    options = {"action_noise": (0.2,), "noise_correlation": (0.9,), "max_steps": 15}
+    task = ("microwave", "kettle", "light switch", "hinge cabinet")
+    intended, executed = (
+        Demonstrator(KitchenCollectConfig(record=record, **options), ENV_ID).demonstrate(task, (0, 3))
+        for record in ("intended", "executed")
+    )
+    np.testing.assert_array_equal(intended.episode.observations, executed.episode.observations)
+    disturbance = executed.episode.actions - intended.episode.actions
+    inside = np.abs(executed.episode.actions[:, :7]) < 1  # not clipped
+    assert disturbance[:, :7][inside].std() > 0.05
+    steps = np.diff(disturbance[:, :7], axis=0)[inside[1:] & inside[:-1]]
+    assert steps.std() < 0.15  # correlated: white noise of this size would step by 0.28
 
 
 def test_the_stage_writes_a_minari_dataset_that_the_next_stage_can_load(tmp_path, monkeypatch):

@@ -163,9 +163,9 @@ def test_settings_that_an_older_version_did_not_have_or_had_besides_do_not_part_
     old = load_config("kitchen").model_dump(mode="json")
     old["collect"]["observation_key"] = None
     old["evaluate"]["exploration"] = "no longer known"
-    del old["data"], old["skills"]["decoded_steps"]
+    del old["data"], old["skills"]["learning_rate"]
     assert incompatible_sections(old, load_config("kitchen")) == []
-    assert incompatible_sections(old, load_config("kitchen", ["skills.decoded_steps=2", "data.minari=a_b/c-v0"])) == ["skills", "data"]
+    assert incompatible_sections(old, load_config("kitchen", ["skills.learning_rate=0.5", "data.minari=a_b/c-v0"])) == ["skills", "data"]
 
 
 def test_a_value_that_is_no_longer_taken_parts_checkpoints_from_their_configuration():
