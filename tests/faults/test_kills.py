@@ -33,6 +33,8 @@ def test_no_kill_loses_anything_or_changes_a_bit(tiny_bundle: Bundle, tmp_path: 
         robots, probe = [Robot(url, seed, pause_s=0.005) for seed in range(2)], Robot(url, 9, pause_s=0.005, finetuning=False)
         for robot in (*robots, probe):
             robot.start()
+        for robot in (*robots, probe):  # a client that never had an answer takes a lost connection for a wrong address
+            await_answer([robot], 0.0)
         recovered_s = []
         for number in range(kills):
             kind = KINDS[number % len(KINDS)]

@@ -226,7 +226,7 @@ def test_a_learner_killed_in_the_middle_of_a_job_is_started_again_and_finishes_i
 
 
 def test_stopping_while_a_learner_works_leaves_no_process_and_the_work_goes_on_after(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    bundle = with_finetuning(tiny_bundle, tmp_path / "slow", warm_start_updates=100)
+    bundle = with_finetuning(tiny_bundle, tmp_path / "slow", warm_start_updates=1000)
     with RunningService(bundle.path, tmp_path / "data", **SMALL_SLICES) as service:
         driver = Driver(Remote(service), conditioning_episodes=1)  # type: ignore[arg-type]
         driver.run_episode(final_reward=1.0)
@@ -237,6 +237,6 @@ def test_stopping_while_a_learner_works_leaves_no_process_and_the_work_goes_on_a
     with RunningService(bundle.path, tmp_path / "data", **SMALL_SLICES) as service:
         driver.api = Remote(service)  # type: ignore[assignment]
         before = driver.get("/finetuning")
-        assert 0 < before["updates"] < 100
+        assert 0 < before["updates"] < 1000
         status = caught_up(driver)
-        assert (status["updates"], status["policy_version"]) == (100, 1)
+        assert (status["updates"], status["policy_version"]) == (1000, 1)
