@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -171,7 +172,16 @@ def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: tuple[str, 
     if isinstance(module, MetaPolicy) and (lost := set(module.residual_parameters()) - kept):
         raise BundleError(f"the exporter folded {sorted(lost)} away: fine-tuned weights could not replace them; the bundle was not written")
     program.save(buffer)  # type: ignore[union-attr]
-    return buffer.getvalue()
+    return _without_traces(buffer.getvalue())
+
+
+def _without_traces(data: bytes) -> bytes:
+    """The graph without the exporter's notes, which hold stack traces and with them the paths of the machine that it was made on."""
+    model = onnx.load_model_from_string(data)
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    for noted in (model, model.graph, *nodes, *model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del noted.metadata_props[:]
+    return model.SerializeToString()
 
 
 def _commit() -> str:

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -183,3 +184,11 @@ def test_a_written_bundle_is_replaced_by_a_new_export(same_graphs, meta_networks
         )
     learner = Finetuner.from_bundle(Bundle.load(tmp_path / "bundle"), np.zeros(E, np.float32), 0)
     assert learner.networks.coefficient().item() == pytest.approx(COEFFICIENT, rel=1e-5)
+
+
+def test_the_graphs_tell_nothing_of_the_machine_they_were_made_on(exported):
+    here = str(Path(__file__).parents[2]).encode()
+    for name in (SKILL_DECODER, META_POLICY, TASK_ENCODER):
+        data = exported.read(name)
+        assert here not in data
+        assert b".py" not in data
