@@ -33,7 +33,7 @@ def learning_due(session: Session) -> bool:
 
 def explores_posterior(session: Session, phase: Phase) -> bool:
     """Whether an episode in ``phase`` explores with an embedding from the task posterior."""
-    return phase is Phase.EXPLORING and session.exploration.asks_posterior(rewarded=session.rewarded)
+    return session.exploration.asks_posterior(phase, rewarded=session.rewarded)
 
 
 def begin_episode(session: Session, phase: Phase, posterior: Posterior) -> None:

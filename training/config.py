@@ -22,7 +22,6 @@ class DomainConfig(Frozen):
     env_id: str = Field(description="Gymnasium id, with the module that registers it before a colon")
     train_tasks: str = Field(description="split of the environment's tasks for meta-training")
     test_tasks: str = Field(description="split of unseen tasks for evaluation")
-    simulator: dict[str, Any] = Field(default_factory=dict, description="options of the domain's training simulator")
 
 
 class CollectConfig(Frozen):
@@ -97,6 +96,9 @@ class MetaConfig(Frozen):
 
     updates: int = Field(default=10_000, gt=0)
     updates_per_epoch: int = Field(default=40, gt=0)
+    physics_step_s: float | None = Field(
+        default=None, gt=0, description="physics step of its episodes where MuJoCo simulates them; None: the environment's own"
+    )
     prior_tasks: int = Field(default=3, gt=0, description="tasks per update whose embedding comes from a small context")
     posterior_tasks: int = Field(default=12, gt=0, description="tasks per update whose embedding comes from a large context")
     batch_per_task: int = Field(default=80, gt=0)

@@ -3,7 +3,6 @@
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from training.contract.context import Floats
 from training.contract.errors import ConfigError
 from training.contract.spec import ModelSpec, VectorSpec
 from training.data import Episode
-from training.plots import plot_chance_subtasks, plot_maze_skills, plot_skill_strip
+from training.plots import Picture, plot_chance_subtasks, plot_maze_skills, plot_skill_strip
 from training.rollout import TaskSimulator
 from training.simulators.kitchen import KitchenTasks
 from training.simulators.maze import MazeSimulator
@@ -136,8 +135,12 @@ class KitchenDomain(Domain):
 
     @cached_property
     def training_simulator(self) -> KitchenTasks:
-        """Episodes with the configured physics step."""
-        return KitchenTasks(self.env.unwrapped, **self.config.domain.simulator)
+        """Episodes with the configured physics step. Raises ConfigError when it does not divide the control period."""
+        step_s = self.config.meta.physics_step_s
+        try:
+            return self.simulator if step_s is None else KitchenTasks(self.env.unwrapped, step_s)
+        except ValueError as error:
+            raise ConfigError(f"meta.physics_step_s: {error}") from error
 
     def show_skills(self, paths: Sequence[Floats], file: Path) -> str:
         """How many subtasks they finish by chance, and pictures of eight skills from the start state."""
@@ -154,19 +157,10 @@ class KitchenDomain(Domain):
     def _show_first_skills(self, paths: Sequence[Floats], file: Path, shown: int = 8, pictures: int = 6) -> None:
         """Pictures of the first skill of some episodes, all from the start state."""
         steps = np.linspace(0, self.config.skills.horizon, pictures).round().astype(int)
-        with closing(gym.make(self.config.domain.env_id, render_mode="rgb_array")) as env:
-            env.reset(seed=0)
-            frames = [[self._picture(env, path[step]) for step in steps] for path in paths[:shown]]
+        draw = self.env.get_wrapper_attr("draw")
+        frames = [[_around_the_arm(draw(path[step])) for step in steps] for path in paths[:shown]]
         captions = [f"skill {number}" for number in range(1, len(frames) + 1)]
         plot_skill_strip(frames, captions, file, [f"step {step}" for step in steps])
-
-    @staticmethod
-    def _picture(env: gym.Env[Any, Any], state: Floats) -> Any:
-        """The arm in a state, which is MuJoCo's qpos with sensor noise. One skill hardly shows in a picture of the whole kitchen."""
-        env.get_wrapper_attr("data").qpos[:] = state
-        picture = np.asarray(env.render())
-        height, width = picture.shape[:2]
-        return picture[height // 3 : height * 9 // 10, width // 5 : width * 4 // 5]
 
     def task_labels(self, tasks: Sequence[Any]) -> dict[str, Sequence[float] | Sequence[str]]:
         """The first and the last subtask."""
@@ -190,6 +184,12 @@ def open_domain(config: TrainingConfig) -> Domain:
         nearest = difflib.get_close_matches(name, DOMAINS, 1, 0.0)[0]
         raise ConfigError(f"expected a domain among {', '.join(DOMAINS)}; got {name!r}, the nearest is {nearest!r}")
     return DOMAINS[name](config, gym.make(config.domain.env_id))
+
+
+def _around_the_arm(picture: Picture) -> Picture:
+    """The part of a kitchen's picture in which the arm moves: in the whole of it one skill hardly shows."""
+    height, width = picture.shape[:2]
+    return picture[height // 3 : height * 9 // 10, width // 5 : width * 4 // 5]
 
 
 def _vector_spec(space: gym.Space[Any], entries: Sequence[tuple[str, str]]) -> VectorSpec:

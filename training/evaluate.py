@@ -115,7 +115,7 @@ class TargetProtocol:
             conditioning_episodes=config.conditioning_episodes,
             task_embedding_dim=self.bundle.manifest.spec.task_embedding_dim,
             exploration=config.exploration,
-            posterior=self._posterior(session) if config.exploration.asks_posterior(rewarded=session.rewarded) else None,
+            posterior=self._posterior(session) if config.exploration.asks_posterior(phase, rewarded=session.rewarded) else None,
         )
 
     def _known_embedding(self, plan: EpisodePlan, session: TargetSession) -> Floats | None:

@@ -277,7 +277,7 @@ class MetaTrainer:
         """Train until the configured number of updates; resumable."""
         self.resume()
         config = self.config.meta
-        if config.demonstrations and self.updates < min(config.updates, self.learner.bounded_updates):
+        if self.updates < config.updates:
             self._add_demonstrations()
         with RunLog(self.run_dir, "meta", config.updates, "updates", resumed_at=self.updates) as log:
             while self.updates < config.updates:

@@ -43,9 +43,9 @@ class Exploration(StrEnum):
     SWITCHING = "switching"
     THOMPSON = "thompson"
 
-    def asks_posterior(self, *, rewarded: bool) -> bool:
-        """Whether an exploratory embedding is drawn from the session's posterior."""
-        return self is Exploration.THOMPSON and rewarded
+    def asks_posterior(self, phase: Phase, *, rewarded: bool) -> bool:
+        """Whether an episode in ``phase`` explores with an embedding from the session's posterior."""
+        return phase is Phase.EXPLORING and self is Exploration.THOMPSON and rewarded
 
 
 @dataclass(frozen=True)
