@@ -15,8 +15,14 @@ SubtaskOrder = tuple[str, ...]
 """A task: four distinct subtasks, in the order in which they pay."""
 
 TASK_LENGTH: Final = 4
-SPLITS: Final[dict[str, str]] = {"train": "train_tasks", "test": "test_tasks"}
-"""Name of each set of tasks -> its key in the data file."""
+SPLITS: Final[dict[str, tuple[str, ...]]] = {
+    "train": ("train_tasks",),
+    "train-sisl": ("train_tasks", "further_train_tasks"),
+    "test": ("test_tasks",),
+}
+"""Name of each set of tasks -> its keys in the data file.
+
+``train-sisl`` has the 25 training tasks of "Self-Improving Skill Learning" (ICLR 2026)."""
 
 
 @dataclass(frozen=True)
@@ -109,5 +115,5 @@ def load_kitchen() -> Kitchen:
         goals={name: tuple(goal) for name, goal in facts["goals"].items()},
         threshold=facts["completion_threshold"],
         episode_steps=facts["episode_steps"],
-        splits={split: tuple(tuple(task) for task in facts[key]) for split, key in SPLITS.items()},
+        splits={split: tuple(tuple(task) for key in keys for task in facts[key]) for split, keys in SPLITS.items()},
     )

@@ -98,7 +98,7 @@ class SkilletKitchenEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._completed: dict[str, int] = {}
 
     def tasks(self, split: str) -> list[SubtaskOrder]:
-        """The tasks of a split, ``train`` or ``test``; a wrong name lists them all."""
+        """The tasks of a split, ``train``, ``train-sisl`` or ``test``; a wrong name lists them all."""
         return list(self.kitchen.tasks(split))
 
     def judge(

@@ -24,6 +24,10 @@ def test_the_data_file_has_23_training_and_10_test_tasks_without_overlap(kitchen
     train, test = kitchen.tasks("train"), kitchen.tasks("test")
     assert (len(train), len(test)) == (23, 10)
     assert not set(train) & set(test)
+    sisl = kitchen.tasks("train-sisl")
+    assert len(set(sisl)) == 25
+    assert set(train) < set(sisl)
+    assert not set(sisl) & set(test)
     assert all(kitchen.check_task(task) == task for task in train + test)
 
 
@@ -103,5 +107,5 @@ def test_a_task_that_is_none_is_refused(kitchen, task, message):
 
 
 def test_an_unknown_split_is_refused_with_the_list(kitchen):
-    with pytest.raises(ValueError, match="train, test"):
+    with pytest.raises(ValueError, match="train, train-sisl, test"):
         kitchen.tasks("validation")
