@@ -24,6 +24,7 @@ from service.sessions import SessionStore
 from service.settings import Settings
 from service.step_loop import StepLoop
 from service.storage import connect
+from service.stream import streams
 from service.versions import VersionStore
 from service.wire import answer_errors
 from training.contract.bundle import Bundle
@@ -54,7 +55,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app.state.parts = parts
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
-    for router in (control, sessions, bundle_routes, operation):
+    for router in (control, sessions, bundle_routes, operation, streams):
         app.include_router(router)
     answer_errors(app, parts.metrics)
     build = app.build_middleware_stack

@@ -63,6 +63,12 @@ async def act(request: Request, session_id: str) -> Response:
     return reply(answer)
 
 
+@control.post("/{session_id}/episodes/end", openapi_extra=documented(schemas.EpisodeEnded))
+async def end_episode(request: Request, session_id: str) -> Response:
+    """End an open episode as truncated, without starting another."""
+    return reply(await parts_of(request).loop.end_episode(session_id))
+
+
 @control.post(
     "/{session_id}/rewards",
     openapi_extra=documented(

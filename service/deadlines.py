@@ -58,12 +58,17 @@ class Deadlines:
 
     def read(self, request: Request, session_id: str) -> Deadline | None:
         """The request's deadline, None when it states none. Raises InvalidRequest for headers that are no numbers."""
-        budget = request.headers.get("skillet-deadline-ms")
+        budget, sent = request.headers.get("skillet-deadline-ms"), request.headers.get("skillet-sent-ms")
         if budget is None:
             return None
-        arrived_ms, budget_ms = self._clock_ms(), _number(budget, "Skillet-Deadline-Ms")
-        sent = request.headers.get("skillet-sent-ms")
-        way_ms = 0.0 if sent is None else self._delay_ms(session_id, arrived_ms, _number(sent, "Skillet-Sent-Ms"))
+        return self.of(
+            session_id, _number(budget, "Skillet-Deadline-Ms"), None if sent is None else _number(sent, "Skillet-Sent-Ms", signed=True)
+        )
+
+    def of(self, session_id: str, budget_ms: float, sent_ms: float | None) -> Deadline:
+        """The deadline of a request that arrives now, has ``budget_ms`` from when it was sent, and was sent at ``sent_ms``."""
+        arrived_ms = self._clock_ms()
+        way_ms = 0.0 if sent_ms is None else self._delay_ms(session_id, arrived_ms, sent_ms)
         return Deadline(arrived_ms - way_ms + budget_ms, budget_ms, self._clock_ms)
 
     def _delay_ms(self, session_id: str, arrived_ms: float, sent_ms: float) -> float:
@@ -78,12 +83,12 @@ class Deadlines:
         return difference - min(known.now_ms, known.before_ms)
 
 
-def _number(text: str, name: str) -> float:
+def _number(text: str, name: str, *, signed: bool = False) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or (name == "Skillet-Deadline-Ms" and value <= 0):
+    if not math.isfinite(value) or (value <= 0 and not signed):
         raise InvalidRequest(
             f"the header {name} cannot be read", expected="a number of milliseconds", received=text[:40], action=f"Correct {name}."
         )

@@ -10,6 +10,7 @@ from service.schemas import Request
 
 RequestType = TypeVar("RequestType", bound=Request)
 _DECODERS: dict[type[Request], msgspec.json.Decoder[Any]] = {}
+_LONGEST = 300
 _PATH = re.compile(r"`(\$[^`]*)`$")
 _NOT_FINITE = re.compile(rb"(?<![\w\"])-?(NaN|Infinity|nan|inf|Inf)\b")
 
@@ -25,14 +26,16 @@ def decode(body: bytes, kind: type[RequestType]) -> RequestType:
     try:
         found: RequestType = decoder.decode(body or b"{}")
     except msgspec.ValidationError as error:
-        raise _misfit(str(error)) from error
+        raise misfit(str(error)) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _malformed(body, error) from error
     return found
 
 
-def _misfit(message: str) -> InvalidRequest:
-    what, _, where = message.partition(" - at ")
+def misfit(message: str) -> InvalidRequest:
+    """The problem that msgspec's message about a wrong field tells of."""
+    what, _, where = message.rpartition(" - at ") if " - at " in message else (message, "", "")
+    what = what[:_LONGEST]  # it may quote a value as long as the whole body
     path = match.group(1) if (match := _PATH.search(where)) else "$"
     expected, _, received = what.partition(", got ")
     kind = InvalidObservation if "observation" in path else InvalidRequest

@@ -18,10 +18,14 @@ _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 def key_of(request: Request) -> str | None:
     """The request's key, if it has one. Raises InvalidRequest for one that cannot be kept."""
-    key = request.headers.get("idempotency-key")
+    return check_key(request.headers.get("idempotency-key"), "the header Idempotency-Key")
+
+
+def check_key(key: str | None, what: str) -> str | None:
+    """The key as it came. Raises InvalidRequest, naming ``what``, for one that cannot be kept."""
     if key is not None and not _KEY.fullmatch(key):
         raise InvalidRequest(
-            "the header Idempotency-Key cannot be used",
+            f"{what} cannot be used",
             expected="1 to 200 visible ASCII characters",
             received=repr(key[:64]),
             action="Send a fresh random key, such as a UUID, with each new thing, and the same key with each repetition.",

@@ -168,6 +168,12 @@ class EpisodeStarted(Struct, frozen=True):
     replayed: bool = False
 
 
+class EpisodeEnded(Struct, frozen=True):
+    """What the newest episode was ended without; null when it had ended by itself, with nothing missing."""
+
+    ended: EndedEpisode | None
+
+
 class Action(Struct, frozen=True):
     """The action for one step; null when the episode is over.
 

@@ -7,15 +7,14 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 
 from service import schemas, views
-from service.errors import ConcurrentUpdate, UnknownSession
+from service.errors import ConcurrentUpdate
 from service.idempotency import key_of
 from service.openapi import documented
-from service.parts import Parts, find_bundle, parts_of
-from service.policies import Networks
-from service.session_state import Changes, Loaded, Session
-from service.sessions import new_session_id
+from service.opening import create
+from service.parts import Parts, parts_of
+from service.session_state import Changes, Loaded
 from service.step_loop import MAX_ATTEMPTS
-from service.wire import encode, read, reply
+from service.wire import read, reply
 from training.contract.exploration import Phase
 
 MAX_WAIT_S: Final = 60.0
@@ -29,43 +28,8 @@ sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"], default_response_
 async def open_session(request: Request) -> Response:
     """Open a session; all fields may be left out. With an ``Idempotency-Key``, sent again it opens no second one."""
     parts, wanted, key = parts_of(request), await read(request, schemas.OpenSession), key_of(request)
-    networks = find_bundle(parts, wanted.bundle or next(iter(parts.bundles)))
-    session = _new_session(wanted, networks)
-    if key is None:
-        loaded = parts.store.create(session)
-    else:
-        session.session_id = parts.created.claim(key, encode(wanted), session.session_id)
-        loaded = _create_once(parts, session)
-    parts.metrics.sessions.inc()
-    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), networks=networks), 201)
-
-
-def _create_once(parts: Parts, session: Session) -> Loaded:
-    """The session of this id, made if it is not there: it may be, or its creator may have died before it made it."""
-    try:
-        return parts.store.load(session.session_id)
-    except UnknownSession:
-        parts.store.create(session)
-        return parts.store.load(session.session_id)
-
-
-def _new_session(wanted: schemas.OpenSession, networks: Networks) -> Session:
-    now = time.time()
-    return Session(
-        session_id=new_session_id(),
-        bundle=networks.bundle.manifest.name,
-        digest=networks.digest,
-        seed=wanted.seed,
-        conditioning_episodes=wanted.conditioning_episodes,
-        exploration=wanted.exploration or networks.bundle.manifest.exploration,
-        finetuning=wanted.finetuning,
-        deterministic=wanted.deterministic,
-        ttl_s=wanted.ttl_s,
-        share_skills=wanted.share_skills,
-        promotion=wanted.promotion,
-        created_at=now,
-        expires_at=now + wanted.ttl_s,
-    )
+    loaded = create(parts, wanted, key)
+    return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), networks=parts.loop.networks(loaded)), 201)
 
 
 @sessions.get("", openapi_extra=documented(schemas.SessionList))

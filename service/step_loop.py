@@ -78,6 +78,17 @@ class StepLoop:
                 return answer
         raise _busy(session_id)
 
+    async def end_episode(self, session_id: str) -> schemas.EpisodeEnded:
+        """End an open episode as truncated, without beginning another. Asked again, the same answer again."""
+
+        def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.EpisodeEnded:
+            if loaded.session.episode < 0:
+                raise recording.no_open_episode(loaded.session)
+            recording.end_episode(loaded.session, changes, networks)
+            return schemas.EpisodeEnded(loaded.session.ended)
+
+        return await self._apply(session_id, change)
+
     async def act(self, session_id: str, request: schemas.Act, deadline: Deadline | None = None) -> schemas.Action:
         """The action for one step. Raises DeadlinePassed, without effect, when it would be late."""
 

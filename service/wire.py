@@ -1,7 +1,6 @@
 """Reading bodies and writing replies and problems."""
 
 import logging
-import time
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,14 +11,14 @@ from starlette.exceptions import HTTPException
 
 from service import schemas
 from service.decoding import decode
-from service.errors import BodyTooLarge, DamagedRequest, InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.errors import BodyTooLarge, DamagedRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.faults import Outages, as_problem
 from service.framing import request_digest, request_id
 from service.metrics import Metrics
-from service.storage import is_outage, unavailable
+from service.storage import is_outage
 
 _log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
-_OUTAGE_LOG_S = 5.0
 RequestType = TypeVar("RequestType", bound=schemas.Request)
 
 
@@ -55,19 +54,6 @@ async def read(request: Request, kind: type[RequestType]) -> RequestType:
     return decode(body, kind)
 
 
-class Outages:
-    """Logs that Redis does not answer, not more often than every few seconds however many requests fail."""
-
-    def __init__(self) -> None:
-        self._logged_at = -_OUTAGE_LOG_S
-
-    def saw(self, error: RedisError) -> None:
-        """Log it unless that was just done."""
-        if time.monotonic() - self._logged_at >= _OUTAGE_LOG_S:
-            self._logged_at = time.monotonic()
-            _log.error("Redis does not answer: %s: %s", type(error).__name__, error)
-
-
 def problem(request: Request, error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
     """The problem document of an error, counted."""
     number = request_id(request.scope)
@@ -91,9 +77,7 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
     async def redis_error(request: Request, error: RedisError) -> Response:
         if not is_outage(error):
             _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-            return await unexpected(request, error)
-        outages.saw(error)
-        return problem(request, unavailable(error), metrics)
+        return problem(request, as_problem(error, outages), metrics)
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -110,9 +94,7 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        return problem(
-            request, InternalError("the service failed; its log has the cause", action="Report it with the request_id."), metrics
-        )
+        return problem(request, as_problem(error, outages), metrics)
 
 
 def _from_http(request: Request, error: HTTPException) -> ServiceError:
