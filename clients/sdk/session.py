@@ -22,6 +22,7 @@ from clients.sdk.errors import (
 )
 from clients.sdk.models import (
     Action,
+    EndedEpisode,
     EpisodeStarted,
     FinetuningStatus,
     Floats,
@@ -62,6 +63,7 @@ class Session:
         self.specs: ModelSpec = info.specs
         self._client = client
         self._path = f"/v1/sessions/{quote(info.session_id, safe='')}"
+        self._channel = client.channel(info.session_id, self._path)
         self._dim = info.specs.observation.dim
         self._episode, self._open = info.episode, info.episode_open
         # The next step to ask an action for, and the next one to report the outcome of. A loop that stopped had one outcome pending.
@@ -89,9 +91,7 @@ class Session:
     def start_episode(self) -> EpisodeStarted:
         """Start the next episode; one that is still open ends as truncated. Called again after ConnectionFailed, it starts one."""
         self._start_key = self._start_key or uuid.uuid4().hex
-        started = parse(
-            EpisodeStarted, self._client.call("POST", f"{self._path}/episodes", {}, key=self._start_key, repeatable=self.patient)
-        )
+        started = parse(EpisodeStarted, self._channel.call("episodes", {}, key=self._start_key, repeatable=self.patient))
         self._start_key, self._last_action = None, None
         self._episode, self._open, self._next_act, self._next_outcome = started.episode, True, 0, 0
         return started
@@ -139,7 +139,7 @@ class Session:
             {"episode": episode, "step": first + offset, **self._outcome(t.reward, t.next_observation, t.terminated, t.truncated)}
             for offset, t in enumerate(transitions)
         ]
-        posted = parse(TransitionsPosted, self._client.call("POST", f"{self._path}/transitions", {"transitions": batch}))
+        posted = parse(TransitionsPosted, self._channel.call("transitions", {"transitions": batch}))
         _check_items(posted.results)
         self._next_outcome += len(batch)
         self._open = not any(t["terminated"] or t["truncated"] for t in batch)
@@ -153,9 +153,15 @@ class Session:
         if self._episode is None:
             raise EpisodeState("no episode was started", action="call start_episode first")
         batch = [{"episode": self._episode, "step": step, "reward": _finite(reward)} for step, reward in rewards.items()]
-        posted = parse(RewardsPosted, self._client.call("POST", f"{self._path}/rewards", {"rewards": batch}))
+        posted = parse(RewardsPosted, self._channel.call("rewards", {"rewards": batch}))
         _check_items(posted.results)
         return posted
+
+    def end_episode(self) -> EndedEpisode | None:
+        """End the open episode as truncated, without starting the next. Returns what it was ended without, None: nothing."""
+        ended = self._channel.call("episodes/end", {}, repeatable=self.patient)["ended"]
+        self._open = False
+        return None if ended is None else parse(EndedEpisode, ended)
 
     def task(self) -> TaskPosterior:
         """The task posterior."""
@@ -194,6 +200,7 @@ class Session:
 
     def close(self) -> None:
         """Close the session. One that is closed or expired already is left as it is."""
+        self._channel.close()
         with suppress(SessionGone):
             self._client.call("DELETE", self._path)
         self._open = False
@@ -209,7 +216,7 @@ class Session:
             self.close()
 
     def _call(self, what: str, body: Mapping[str, Any], budget_s: float | None) -> Any:
-        return self._client.call("POST", f"{self._path}/{what}", body, repeatable=self.patient, budget_s=budget_s)
+        return self._channel.call(what, body, repeatable=self.patient, budget_s=budget_s)
 
     def _guarded(self, action: Action) -> Action:
         if action.action is None or self.guard is None:

@@ -80,7 +80,7 @@ class HttpTransport:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidRequest("the service's address cannot be used", expected="http://HOST:PORT or https://HOST:PORT", received=url)
         self.url = f"{parts.scheme}://{parts.netloc}"
-        self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
+        self._host, self._port, self.prefix = parts.hostname, port, parts.path.rstrip("/")
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._idle: deque[http.client.HTTPConnection] = deque()
 
@@ -88,7 +88,7 @@ class HttpTransport:
         """Send and wait for the whole reply, whatever its status. Raises ConnectionFailed."""
         connection = self._take(timeout_s)
         try:
-            connection.request(method, self._prefix + path, body, headers)
+            connection.request(method, self.prefix + path, body, headers)
             response = connection.getresponse()
             reply = Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
         except (OSError, http.client.HTTPException) as error:
@@ -103,6 +103,12 @@ class HttpTransport:
             connection.close()
         return reply
 
+    def dial(self, timeout_s: float) -> socket.socket:
+        """A socket of one's own, connected to the service, with TLS where the address says so. Raises ConnectionFailed."""
+        connected = self._connect(timeout_s).sock
+        assert isinstance(connected, socket.socket)
+        return connected
+
     def close(self) -> None:
         """Close every idle connection."""
         while self._idle:
@@ -114,7 +120,7 @@ class HttpTransport:
                 connection = self._idle.pop()
             except IndexError:
                 return self._connect(timeout_s)
-            if _is_quiet(connection.sock):
+            if is_quiet(connection.sock):
                 connection.sock.settimeout(timeout_s)
                 return connection
             connection.close()
@@ -159,7 +165,7 @@ class HttpTransport:
         return kind(detail, action=action, request_sent=request_sent)
 
 
-def _is_quiet(connected: socket.socket | None) -> bool:
+def is_quiet(connected: socket.socket | None) -> bool:
     """Whether an idle connection can be used: one that has something to read was closed by the server, or is out of step."""
     if connected is None:
         return False

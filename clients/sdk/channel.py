@@ -1,0 +1,37 @@
+"""How a session's calls reach the service: requests over HTTP, or frames over a websocket (`clients.sdk.stream`)."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from clients.sdk.client import SkilletClient
+
+
+class Channel(Protocol):
+    """Carries the control loop's calls of one session."""
+
+    def call(
+        self, what: str, body: Mapping[str, Any], *, key: str | None = None, repeatable: bool = True, budget_s: float | None = None
+    ) -> Any:
+        """Make the call ``what`` (its path below the session's, such as ``step``) and return its decoded reply. As `SkilletClient.call`."""
+        ...
+
+    def close(self) -> None:
+        """Close what it has open. The session stays."""
+        ...
+
+
+class RestChannel:
+    """Each call is a request."""
+
+    def __init__(self, client: "SkilletClient", session_path: str) -> None:
+        self._client, self._path = client, session_path
+
+    def call(
+        self, what: str, body: Mapping[str, Any], *, key: str | None = None, repeatable: bool = True, budget_s: float | None = None
+    ) -> Any:
+        """Make the call. Raises as `SkilletClient.call`."""
+        return self._client.call("POST", f"{self._path}/{what}", body, key=key, repeatable=repeatable, budget_s=budget_s)
+
+    def close(self) -> None:
+        """The client's connections are not the session's."""
