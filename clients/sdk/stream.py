@@ -7,7 +7,7 @@
 import hashlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from clients.sdk.errors import ConnectionLost, DamagedReply, RequestTimeout, SkilletError, UnexpectedReply, from_problem
@@ -108,7 +108,14 @@ class StreamChannel:
 class Connection:
     """A websocket on a blocking socket, used by one thread. Whole binary messages go out and come in."""
 
-    def __init__(self, transport: HttpTransport, headers: Mapping[str, str], timeout_s: float, path: str = _PATH) -> None:
+    def __init__(
+        self,
+        transport: HttpTransport,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        path: str = _PATH,
+        subprotocols: Sequence[str] = (_PROTOCOL,),
+    ) -> None:
         from websockets.client import ClientProtocol
         from websockets.frames import Opcode
         from websockets.protocol import State
@@ -117,7 +124,7 @@ class Connection:
         self._url, self._open, self._binary, self._close = transport.url, State.OPEN, Opcode.BINARY, Opcode.CLOSE
         self._opcodes = (Opcode.BINARY, Opcode.CONT)
         url = f"ws{transport.url.removeprefix('http')}{transport.prefix}{path}"
-        self._protocol = ClientProtocol(parse_uri(url), subprotocols=[_PROTOCOL], max_size=None)  # type: ignore[list-item]
+        self._protocol = ClientProtocol(parse_uri(url), subprotocols=list(subprotocols) or None, max_size=None)  # type: ignore[arg-type]
         self._parts: list[bytes] = []
         self._socket: socket.socket = transport.dial(timeout_s)
         request = self._protocol.connect()
