@@ -1,13 +1,15 @@
 """Assembles the API: `create_app(settings)`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from service import openapi
 from service.adaptation import Adaptation
+from service.control_calls import ControlCalls
 from service.control_routes import control
 from service.deadlines import Deadlines
 from service.errors import StartupError
@@ -59,9 +61,18 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
         app.include_router(router)
     answer_errors(app, parts.metrics)
     build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: Framing(build())  # type: ignore[method-assign]  # around error handling too
+    app.build_middleware_stack = lambda: _stack(app, build)  # type: ignore[method-assign]
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     return app
+
+
+def _stack(app: FastAPI, build: Callable[[], ASGIApp]) -> ASGIApp:
+    """Framing around everything; then the middleware that was added; then the control loop's calls beside FastAPI's own stack."""
+    added, app.user_middleware = app.user_middleware, []
+    stack: ASGIApp = ControlCalls(build(), control.routes, app.exception_handlers)
+    for middleware, args, options in reversed(added):
+        stack = middleware(stack, *args, **options)
+    return Framing(stack)
 
 
 def load_bundles(paths: tuple[Path, ...], *, envelope: bool = True) -> dict[str, Networks]:

@@ -5,6 +5,7 @@ the status and the body. A client that checks it never acts on a number that a b
 """
 
 import hashlib
+import itertools
 import re
 import secrets
 import time
@@ -13,6 +14,8 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DIGEST: Final = b"skillet-digest"
+_PROCESS = secrets.token_hex(5)
+_count = itertools.count()
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -32,9 +35,19 @@ def _asked(scope: Scope) -> bytes:
     return b"%s %s%s" % (scope["method"].encode(), path.partition(b"?")[0], b"?" + query if query else b"")
 
 
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """A header of the request, by its name in lower case."""
+    if (found := scope.get("skillet.headers")) is None:
+        found = scope["skillet.headers"] = dict(scope["headers"])
+    value: bytes | None = found.get(name)
+    return value
+
+
 def request_id(scope: Scope) -> str:
     """The id of a request: the client's own (``X-Request-Id``), or a fresh one."""
-    found: str = scope.setdefault("skillet.request_id", secrets.token_hex(8))
+    found: str | None = scope.get("skillet.request_id")
+    if found is None:
+        found = scope["skillet.request_id"] = f"{_PROCESS}{next(_count):06x}"
     return found
 
 
@@ -56,11 +69,10 @@ class Framing:
 class _FramedReply:
     def __init__(self, scope: Scope, send: Send, started: float) -> None:
         self._scope, self._send, self._started = scope, send, started
-        headers = dict(scope["headers"])
-        own_id = headers.get(b"x-request-id")
+        own_id = header(scope, b"x-request-id")
         if own_id is not None and _ID.fullmatch(own_id):
             scope["skillet.request_id"] = own_id.decode()
-        self._digest: bytes | None = headers.get(DIGEST)
+        self._digest = header(scope, DIGEST)
         self._start: Message | None = None
 
     async def send(self, message: Message) -> None:

@@ -107,10 +107,15 @@ class SessionKeys:
         return self._key("known")
 
     @property
+    def written(self) -> tuple[str, str]:
+        """The keys that every control step writes."""
+        return self.session, self.log
+
+    @property
     def lasting(self) -> list[str]:
-        """The keys that live as long as the session, its own first."""
+        """The keys that live as long as the session: the written ones first, then context and episodes."""
         return [
-            self.session,
+            *self.written,
             self.context,
             self.episodes,
             self.task,
@@ -119,5 +124,4 @@ class SessionKeys:
             self.weights,
             self.checkpoint,
             self.history,
-            self.log,
         ]

@@ -1,5 +1,7 @@
 """Checking what a client says that its robot saw, against the bundle's spec and its safety envelope."""
 
+import struct
+
 import numpy as np
 
 from service.errors import InvalidObservation, ObservationOutOfRange
@@ -21,8 +23,13 @@ def check_observation(values: list[float], networks: Networks, path: str) -> Flo
             received={"length": len(values)},
             action="Send one number for each name, in this order.",
         )
-    with np.errstate(over="ignore"):
-        state = np.array(values, np.float32)
+    try:
+        state = np.frombuffer(struct.pack(f"<{len(values)}f", *values), np.float32)
+    except OverflowError:  # a number that float32 holds as infinite
+        with np.errstate(over="ignore"):
+            state = np.array(values, np.float32)
+    if networks.guard.usual(state):
+        return state
     if not np.isfinite(state).all():
         index = int(np.flatnonzero(~np.isfinite(state))[0])
         raise InvalidObservation(
@@ -44,4 +51,6 @@ def check_observation(values: list[float], networks: Networks, path: str) -> Flo
 
 def outside(state: Floats, networks: Networks) -> list[str]:
     """Names of the entries of an observation [S] that are outside the envelope's usual range."""
+    if networks.guard.usual(state):
+        return []
     return [networks.spec.observation.names[index] for index in networks.guard.outside(state)]

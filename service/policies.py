@@ -4,6 +4,7 @@ Each graph runs on one thread at batch 1, so that the same input gives the same 
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from msgspec import Struct
 from service.errors import PolicyOutputInvalid
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats, pack_rows, select_context, unpack_rows
-from training.contract.envelope import Envelope, Guard
+from training.contract.envelope import Envelope, Guard, Range
 from training.contract.errors import BundleCorrupt
 from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, SKILL_DECODER, TASK_ENCODER, ModelSpec
 
@@ -35,11 +36,38 @@ class Graph:
             options.add_initializer(name, value)
         self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         self._inputs, self._outputs = GRAPH_INPUTS[file], GRAPH_OUTPUTS[file]
+        self._single: _Single | None = None
 
     def run(self, *inputs: Floats) -> list[Floats]:
         """Outputs in the order of the contract for inputs in the order of the contract."""
         outputs: list[Floats] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
         return outputs
+
+    def run_one(self, *inputs: Floats) -> list[Floats]:
+        """As `run` for one example without a batch axis, in one thread: copies of the outputs, a quarter less time."""
+        if self._single is None:
+            self._single = _Single(self._session, self._inputs, self._outputs, inputs)
+        return self._single.run(inputs)
+
+
+class _Single:
+    """Buffers for one example, bound to a session once."""
+
+    def __init__(self, session: Any, inputs: Sequence[str], outputs: Sequence[str], example: Sequence[Floats]) -> None:
+        self._session, self._binding = session, session.io_binding()
+        self._inputs = [np.zeros((1, len(values)), np.float32) for values in example]
+        found = session.run(list(outputs), dict(zip(inputs, self._inputs, strict=True)))
+        self._outputs = [np.zeros(values.shape, np.float32) for values in found]
+        for name, buffer in zip(inputs, self._inputs, strict=True):
+            self._binding.bind_input(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+        for name, buffer in zip(outputs, self._outputs, strict=True):
+            self._binding.bind_output(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
+
+    def run(self, inputs: Sequence[Floats]) -> list[Floats]:
+        for buffer, values in zip(self._inputs, inputs, strict=True):
+            buffer[0] = values
+        self._session.run_with_iobinding(self._binding)
+        return [buffer[0].copy() for buffer in self._outputs]
 
 
 @dataclass(frozen=True)
@@ -55,10 +83,10 @@ class MetaPolicy:
 
         Raises PolicyOutputInvalid when it is not finite.
         """
-        mean, std, prior_mean, prior_std = self.graph.run(state[None], task_embedding[None])
+        mean, std, prior_mean, prior_std = self.graph.run_one(state, task_embedding)
         if use_skill_prior:
             mean, std = prior_mean, prior_std
-        skill: Floats = mean[0] if noise is None else mean[0] + std[0] * noise
+        skill: Floats = mean if noise is None else mean + std * noise
         return _finite(skill, "skill", self.version)
 
 
@@ -75,13 +103,15 @@ class Networks:
         graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS}
         self._decoder, self._encoder = graphs[SKILL_DECODER], graphs[TASK_ENCODER]
         self.meta_policy = MetaPolicy(graphs[META_POLICY])
-        self._low = np.asarray(self.spec.action.low, np.float32)
-        self._high = np.asarray(self.spec.action.high, np.float32)
+        self._limits = Range(self.spec.action.low, self.spec.action.high)
 
     def decode(self, state: Floats, skill: Floats) -> Floats:
         """The action [A] of ``skill`` [Z] in ``state`` [S], within the action limits. Raises PolicyOutputInvalid when it is not finite."""
-        (action,) = self._decoder.run(state[None], skill[None])
-        return np.clip(_finite(action[0], "action", 0), self._low, self._high)
+        (action,) = self._decoder.run_one(state, skill)
+        held = self._limits.hold(action)
+        if held is action and self._limits.bounded:
+            return action
+        return self._limits.hold(_finite(action, "action", 0))
 
     def infer_task(self, rows: Floats) -> tuple[Floats, Floats]:
         """Mean and scale [E] of the task posterior for context rows [N, D], N > 0."""

@@ -1,4 +1,7 @@
-"""A session as it is kept between two requests, and what a request changes. Plain data."""
+"""A session as it is kept between two requests, and what a request changes. Plain data.
+
+What is stored is stored as arrays, without the names of its fields: new fields go to the end.
+"""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +14,7 @@ from training.contract.context import Floats, unpack_rows
 from training.contract.exploration import Exploration, Phase
 
 
-class OpenSkill(Struct):
+class OpenSkill(Struct, array_like=True):
     """A skill whose transitions have not all come in: where it began, and what came so far."""
 
     start: int
@@ -22,7 +25,7 @@ class OpenSkill(Struct):
     outcomes: int = 0
 
 
-class LastAction(Struct):
+class LastAction(Struct, array_like=True):
     """The newest action, kept so that the same question gets the same answer."""
 
     step: int
@@ -36,7 +39,7 @@ class LastAction(Struct):
     skill: list[float] | None = None
 
 
-class Outcome(Struct):
+class Outcome(Struct, array_like=True):
     """A transition whose observation has been checked. The newest one is kept to tell a repetition from a contradiction."""
 
     step: int
@@ -46,14 +49,14 @@ class Outcome(Struct):
     truncated: bool
 
 
-class StartedEpisode(Struct, frozen=True):
+class StartedEpisode(Struct, frozen=True, array_like=True):
     """What starting an episode answered, kept so that the same request gets the same answer."""
 
     key: str
     answer: EpisodeStarted
 
 
-class Session(Struct):
+class Session(Struct, array_like=True):
     """Everything that acting needs, between two requests."""
 
     session_id: str

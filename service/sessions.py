@@ -6,6 +6,7 @@ Several API processes may serve the same session: a save goes through only if th
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from typing import cast
 
 import msgspec
@@ -14,6 +15,7 @@ from redis import Redis
 
 from service.errors import InvalidRequest, SessionClosed, SessionExpired, UnknownSession
 from service.keys import KNOWN_EXTRA_MS, SESSIONS, SessionKeys
+from service.redis_script import RedisScript
 from service.session_log import KEPT_SAVES, pack
 from service.session_state import Changes, EpisodeRecord, Loaded, Posterior, Session, task_prior
 from training.contract.context import Floats, pack_rows, unpack_rows
@@ -23,26 +25,28 @@ _REMEMBERED_SESSIONS = 4096  # about a kilobyte each
 _REFRESH_SHARE = 0.9  # the time to live is written anew once a tenth of it has passed, not with every step
 
 
-_SAVE = """
+# Most saves are those of a control step within a skill: body and log, two keys. Everything else comes after.
+_SAVE = f"""
 local now = redis.call('HMGET', KEYS[1], 'body', 'current')
-if now[1] ~= ARGV[1] or now[2] ~= ARGV[7] then return 0 end
-redis.call('HSET', KEYS[1], 'body', ARGV[2])
-if ARGV[3] ~= '' then redis.call('APPEND', KEYS[2], ARGV[3]) end
-if ARGV[4] ~= '' then redis.call('RPUSH', KEYS[3], ARGV[4]) end
-if ARGV[5] ~= '' then
-  for i = 1, #KEYS - 1 do redis.call('PEXPIREAT', KEYS[i], ARGV[5]) end
-  redis.call('PEXPIREAT', KEYS[#KEYS], ARGV[6])
-elseif ARGV[3] ~= '' or ARGV[4] ~= '' then
+if now[1] ~= ARGV[1] or now[2] ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], 'body', ARGV[3])
+if ARGV[4] ~= '' then
+  local length = redis.call('RPUSH', KEYS[2], ARGV[4])
+  if length == 1 then redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[1])) end
+  if length > {KEPT_SAVES * 11 // 10} then redis.call('LTRIM', KEYS[2], -{KEPT_SAVES}, -1) end
+end
+if #KEYS == 2 then return 1 end
+if ARGV[5] ~= '' then redis.call('APPEND', KEYS[3], ARGV[5]) end
+if ARGV[6] ~= '' then redis.call('RPUSH', KEYS[4], ARGV[6]) end
+if ARGV[7] ~= '' then
+  for i = 1, #KEYS - 1 do redis.call('PEXPIREAT', KEYS[i], ARGV[7]) end
+  redis.call('PEXPIREAT', KEYS[#KEYS], ARGV[8])
+elseif ARGV[5] ~= '' or ARGV[6] ~= '' then
   local left = redis.call('PTTL', KEYS[1])
-  redis.call('PEXPIRE', KEYS[2], left)
   redis.call('PEXPIRE', KEYS[3], left)
+  redis.call('PEXPIRE', KEYS[4], left)
 end
-if ARGV[8] ~= '' then
-  local length = redis.call('RPUSH', KEYS[#KEYS - 1], ARGV[8])
-  if length == 1 then redis.call('PEXPIRE', KEYS[#KEYS - 1], redis.call('PTTL', KEYS[1])) end
-  if length > 1.1 * tonumber(ARGV[9]) then redis.call('LTRIM', KEYS[#KEYS - 1], -tonumber(ARGV[9]), -1) end
-end
-for i = 10, #ARGV, 2 do redis.call('SETRANGE', KEYS[2], ARGV[i], ARGV[i + 1]) end
+for i = 9, #ARGV, 2 do redis.call('SETRANGE', KEYS[3], ARGV[i], ARGV[i + 1]) end
 return 1
 """
 
@@ -63,7 +67,7 @@ class SessionStore:
 
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
-        self._save = redis.register_script(_SAVE)
+        self._save = RedisScript(redis, _SAVE)
         self._save_task = redis.register_script(_SAVE_TASK)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Session)
@@ -116,23 +120,14 @@ class SessionStore:
         body = self._encoder.encode(session)
         if body == loaded.raw:
             return not loaded.recalled
-        record = msgspec.json.encode(changes.episode) if changes.episode else b""
-        rows = b"".join(pack_rows(row) for row in changes.rows)
-        keys = [*loaded.keys.lasting, loaded.keys.known]
-        changed = self._with_late_rewards(loaded.keys, changes)
-        args: list[int | bytes] = [
-            loaded.raw,
-            body,
-            rows,
-            record,
-            expiry,
-            known_expiry,
-            loaded.current_version,
-            pack(changes.events),
-            KEPT_SAVES,
-            *changed,
-        ]
-        if not self._save(keys=keys, args=args):
+        keys: Sequence[str] = loaded.keys.written
+        args: list[int | bytes] = [loaded.raw, loaded.current_version, body, pack(changes.events)]
+        if expiry or changes.rows or changes.episode is not None or changes.late_rewards:
+            keys = [*loaded.keys.lasting, loaded.keys.known]
+            record = msgspec.json.encode(changes.episode) if changes.episode else b""
+            rows = b"".join(pack_rows(row) for row in changes.rows)
+            args += [rows, record, expiry, known_expiry, *self._with_late_rewards(loaded.keys, changes)]
+        if not self._save(keys, args):
             return False
         loaded.raw = body
         self._remember(session.session_id, body, loaded.current_version)

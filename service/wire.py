@@ -8,23 +8,33 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service import schemas
 from service.decoding import decode
 from service.errors import BodyTooLarge, DamagedRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.faults import Outages, as_problem
-from service.framing import request_digest, request_id
+from service.framing import header, request_digest, request_id
 from service.metrics import Metrics
 from service.storage import is_outage
 
 _log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
+_JSON = (b"content-type", b"application/json")
 RequestType = TypeVar("RequestType", bound=schemas.Request)
+
+
+class _Json(Response):
+    """A JSON reply without what Starlette works out for each."""
+
+    def __init__(self, body: bytes, status: int) -> None:
+        self.status_code, self.body, self.background = status, body, None
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), _JSON]
 
 
 def reply(body: Any, status: int = 200) -> Response:
     """A JSON reply."""
-    return Response(_encoder.encode(body), status, media_type="application/json")
+    return _Json(_encoder.encode(body), status)
 
 
 def encode(body: Any) -> bytes:
@@ -34,24 +44,33 @@ def encode(body: Any) -> bytes:
 
 async def read(request: Request, kind: type[RequestType]) -> RequestType:
     """Read and decode a body. Raises BodyTooLarge before more than the limit has been kept, or InvalidRequest."""
-    limit: int = request.app.state.max_body_bytes
-    length = request.headers.get("content-length")
-    if length is not None and length.isdigit() and int(length) > limit:
-        raise _too_large(limit, int(length))
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(limit, f"more than {limit}")
-    claimed = request.headers.get("skillet-digest")
-    if claimed is not None and claimed.encode() != request_digest(request.scope, body):
+    body = await _body(request)
+    claimed = header(request.scope, b"skillet-digest")
+    if claimed is not None and claimed != request_digest(request.scope, body):
         raise DamagedRequest(
             "the request was damaged on its way: it does not fit its digest",
             expected="the digest of method, path and body",
-            received=claimed[:64],
+            received=claimed[:64].decode("latin-1"),
             action="Send it again; over a bad link use TLS.",
         )
     return decode(body, kind)
+
+
+async def _body(request: Request) -> bytes:
+    limit: int = request.app.state.max_body_bytes
+    length = header(request.scope, b"content-length")
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise _too_large(limit, int(length))
+    message = await request.receive()
+    body: bytes = message.get("body", b"")
+    while message.get("more_body", False) and len(body) <= limit:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+    if len(body) > limit:
+        raise _too_large(limit, f"more than {limit}")
+    return body
 
 
 def problem(request: Request, error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:

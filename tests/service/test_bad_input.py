@@ -280,5 +280,5 @@ def test_a_policy_output_that_is_not_finite_never_reaches_a_client(mid: Driver, 
     networks = mid.api.app.state.parts.bundles["tiny"]
     import numpy as np
 
-    monkeypatch.setattr(networks._decoder, "run", lambda *inputs: [np.array([[np.nan, 0.0]], np.float32)])
+    monkeypatch.setattr(networks._decoder, "run_one", lambda *inputs: [np.array([np.nan, 0.0], np.float32)])
     refused(mid, "step", transition(0, 2, state(0, 3)), status=500, code="policy_output_invalid")

@@ -46,7 +46,7 @@ def guarded(settings: Settings, guarded_networks: Networks):
 def wild_decoder(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that jumps from one end to the other."""
     calls = iter(range(10_000))
-    monkeypatch.setattr(networks._decoder, "run", lambda *inputs: [np.array([[(-1.0) ** next(calls)] * 2], np.float32)])
+    monkeypatch.setattr(networks._decoder, "run_one", lambda *inputs: [np.array([(-1.0) ** next(calls)] * 2, np.float32)])
 
 
 def test_no_action_leaves_the_envelope_however_wild_the_policy(guarded, guarded_networks, monkeypatch) -> None:
@@ -254,7 +254,7 @@ def test_a_damaged_request_is_refused_and_an_undamaged_one_gets_a_digest(driver:
 
 def test_a_policy_that_gives_nan_sends_nothing(guarded, guarded_networks, monkeypatch, tmp_path: Path) -> None:
     for bad in (math.nan, math.inf, -math.inf):
-        monkeypatch.setattr(guarded_networks._decoder, "run", lambda *inputs, bad=bad: [np.array([[bad, 0.0]], np.float32)])
+        monkeypatch.setattr(guarded_networks._decoder, "run_one", lambda *inputs, bad=bad: [np.array([bad, 0.0], np.float32)])
         driver = Driver(guarded)
         driver.start()
         reply = driver.post("act", episode=0, step=0, observation=state(0, 0))

@@ -5,6 +5,7 @@ The service and the SDK hold every action inside it. An observation outside the 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final, Self
 
 import numpy as np
@@ -75,40 +76,62 @@ class Envelope(Frozen):
             raise ValueError("the envelope lets actions leave the limits of the spec")
 
 
+class Range:
+    """Smallest and largest value of each entry of a vector [D]. Comparisons are those of float32."""
+
+    def __init__(self, low: Sequence[float], high: Sequence[float]) -> None:
+        self.low, self.high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+        self.bounded = bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+
+    def hold(self, values: Floats) -> Floats:
+        """``values`` [D] with each entry moved to the nearest one of the range: itself, the same object, if all are inside.
+
+        What comes back as it was has no NaN, and is finite if the range is ``bounded``.
+        """
+        held: Floats = np.fmin(np.fmax(values, self.low), self.high)
+        return values if held.tobytes() == values.tobytes() else held
+
+    def outside(self, values: Floats) -> list[int]:
+        """Entries that are outside."""
+        return np.flatnonzero((values < self.low) | (values > self.high)).tolist()
+
+
 class Guard:
     """An envelope, ready to be applied."""
 
     def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
-        self._low, self._high = (np.asarray(limit, np.float32) for limit in (envelope.action_low, envelope.action_high))
+        self._action = Range(envelope.action_low, envelope.action_high)
         self._change = np.asarray(envelope.action_change, np.float32)
-        self._usual = np.asarray(envelope.observation_low), np.asarray(envelope.observation_high)
-        self._refused = np.asarray(envelope.refused_low), np.asarray(envelope.refused_high)
+        self._usual = Range(envelope.observation_low, envelope.observation_high)
+        self._refused = Range(envelope.refused_low, envelope.refused_high)
 
     def limit(self, action: Floats, previous: Floats | None) -> tuple[Floats, tuple[str, ...]]:
         """``action`` [A] held inside the envelope, coming from ``previous`` [A] (None at an episode's first step), and what was limited.
 
         Raises ValueError when ``action`` is not finite: there is no safe number to send in its place.
         """
-        if not np.isfinite(action).all():
-            raise ValueError("expected a finite action")
-        held, flags = np.clip(action, self._low, self._high), []
-        if (held != action).any():
-            flags.append(ACTION_LIMITED)
+        held, flags = self._action.hold(action), []
+        if held is not action or not self._action.bounded:
+            if not np.isfinite(action).all():
+                raise ValueError("expected a finite action")
+            if (held != action).any():
+                flags.append(ACTION_LIMITED)
         if previous is not None:
-            near: Floats = np.clip(held, previous - self._change, previous + self._change)
-            if (near != held).any():
+            near: Floats = np.fmin(np.fmax(held, previous - self._change), previous + self._change)
+            if near.tobytes() != held.tobytes() and (near != held).any():
                 flags.append(CHANGE_LIMITED)
-                held = np.clip(near, self._low, self._high)
+                held = self._action.hold(near)
         return held, tuple(flags)
+
+    def usual(self, state: Floats) -> bool:
+        """Whether an observation [S] is known at little cost to be finite and inside the usual range."""
+        return self._usual.bounded and self._usual.hold(state) is state
 
     def outside(self, state: Floats) -> list[int]:
         """Entries of an observation [S] that are outside the usual range."""
-        low, high = self._usual
-        return np.flatnonzero((state < low) | (state > high)).tolist()
+        return self._usual.outside(state)
 
     def refused(self, state: Floats) -> int | None:
         """The first entry of an observation [S] that is wildly outside, if there is one."""
-        low, high = self._refused
-        wild = (state < low) | (state > high)
-        return int(wild.argmax()) if wild.any() else None
+        return next(iter(self._refused.outside(state)), None)
