@@ -60,8 +60,13 @@ def begin_episode(session: Session, phase: Phase, posterior: Posterior) -> None:
 
 def wanted_version(loaded: Loaded, horizon: int) -> int | None:
     """The policy version that the next action needs; None when a running skill is kept or no episode is open."""
+    return None if _running_skill(loaded.session, horizon) is not None else next_version(loaded, horizon)
+
+
+def next_version(loaded: Loaded, horizon: int) -> int | None:
+    """The policy version that the next choice of a skill needs, even while one runs; None when no episode is open."""
     session = loaded.session
-    if not session.episode_open or _running_skill(session, horizon) is not None:
+    if not session.episode_open:
         return None
     return loaded.current_version if _follows_versions(session) else 0
 

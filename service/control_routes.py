@@ -49,6 +49,19 @@ async def step(request: Request, session_id: str) -> Response:
 
 
 @control.post(
+    "/{session_id}/steps",
+    openapi_extra=documented(schemas.Action, request=schemas.PostTransitions, example={"transitions": [_TRANSITION_EXAMPLE]}),
+)
+async def steps(request: Request, session_id: str) -> Response:
+    """Store the outcomes of steps whose actions the robot decoded itself, and give the action after them."""
+    started, parts = time.perf_counter(), parts_of(request)
+    deadline = parts.deadlines.read(request, session_id)
+    answer = await parts.loop.steps(session_id, await read(request, schemas.PostTransitions), deadline)
+    parts.metrics.step_seconds.observe(time.perf_counter() - started)
+    return reply(answer)
+
+
+@control.post(
     "/{session_id}/act",
     openapi_extra=documented(
         schemas.Action, request=schemas.Act, example={"episode": 0, "step": 0, "observation": _TRANSITION_EXAMPLE["next_observation"]}

@@ -68,6 +68,12 @@ class StepFrame(Timed, frozen=True, kw_only=True, tag="step"):
     body: Transition
 
 
+class StepsFrame(Timed, frozen=True, kw_only=True, tag="steps"):
+    """Report outcomes of steps that the robot decoded itself, and ask for the next action: ``POST .../steps``."""
+
+    body: PostTransitions
+
+
 class TransitionsFrame(Frame, frozen=True, kw_only=True, tag="transitions"):
     """Report outcomes: ``POST .../transitions``."""
 
@@ -84,7 +90,7 @@ class End(Frame, frozen=True, kw_only=True, tag="end"):
     """End the open episode as truncated: ``POST .../episodes/end``."""
 
 
-AnyFrame = Open | Attach | Start | ActFrame | StepFrame | TransitionsFrame | RewardsFrame | End
+AnyFrame = Open | Attach | Start | ActFrame | StepFrame | StepsFrame | TransitionsFrame | RewardsFrame | End
 
 
 class ReplyFrame(Struct, frozen=True):

@@ -31,6 +31,7 @@ MAX_ATTEMPTS = 20
 _KEPT_STARTS = 4
 Reply = TypeVar("Reply")
 Change = Callable[[Loaded, Changes, Networks, MetaPolicy | None], Reply]
+Wanted = Callable[[Loaded, int], int | None]
 
 
 class StepLoop:
@@ -115,6 +116,31 @@ class StepLoop:
 
         return self._counted(await self._apply(session_id, change, deadline))
 
+    async def steps(self, session_id: str, request: schemas.PostTransitions, deadline: Deadline | None = None) -> schemas.Action:
+        """As many calls of `step`, in order, saved at once; the action for the step after the last.
+
+        For robots that decode the running skill themselves: they know the actions in between. All of it happens, or nothing.
+        """
+
+        def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> list[schemas.Action]:
+            session = loaded.session
+            given = []
+            for index, item in enumerate(request.transitions):
+                outcome = recording.check_outcome(item, networks, f"$.transitions[{index}]")
+                (result,) = recording.record(session, [(item, outcome)], changes, networks, self._settings.reorder_window)
+                known, is_last = result.status == "duplicate", index == len(request.transitions) - 1
+                if known and is_last:
+                    recording.check_newest(session, item.step)
+                if not session.episode_open or recording.ended_at(session) is not None:
+                    given.append(acting.over(session, item.step + 1, replayed=known))
+                elif is_last or item.step + 1 == session.act_step:
+                    state = unpack_rows(outcome.next_state, networks.spec.state_dim)[0]
+                    given.append(self._act(session, item.step + 1, state, networks, policy, changes))
+            return given
+
+        given = await self._apply(session_id, change, deadline, wanted=acting.next_version)
+        return [self._counted(action) for action in given][-1]
+
     async def add_transitions(self, session_id: str, request: schemas.PostTransitions) -> schemas.TransitionsPosted:
         """Store outcomes of acted steps."""
 
@@ -165,7 +191,9 @@ class StepLoop:
             changes.events.append(_acted(session, answer, state))
         return answer
 
-    async def _apply(self, session_id: str, change: Change[Reply], deadline: Deadline | None = None) -> Reply:
+    async def _apply(
+        self, session_id: str, change: Change[Reply], deadline: Deadline | None = None, *, wanted: Wanted = acting.wanted_version
+    ) -> Reply:
         for attempt in range(MAX_ATTEMPTS):
             if deadline is not None:
                 deadline.check()
@@ -173,7 +201,7 @@ class StepLoop:
             networks = self.networks(loaded)
             changes = Changes()
             try:
-                reply = change(loaded, changes, networks, await self._policy(loaded, networks))
+                reply = change(loaded, changes, networks, await self._policy(loaded, networks, wanted))
             except ServiceError:
                 if not loaded.recalled:
                     raise
@@ -193,14 +221,14 @@ class StepLoop:
             self._metrics.outside.inc(bool(answer.outside))
         return answer
 
-    async def _policy(self, loaded: Loaded, networks: Networks) -> MetaPolicy | None:
+    async def _policy(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
         """The policy that the next action needs; None when a running skill is kept."""
-        wanted = acting.wanted_version(loaded, networks.spec.skill_horizon)
-        if wanted is None:
+        version = wanted(loaded, networks.spec.skill_horizon)
+        if version is None:
             return None
-        if wanted == 0:
+        if version == 0:
             return networks.meta_policy
-        return self._policies.get(loaded.session.session_id, wanted) or await self._load_policy(loaded, networks, wanted)
+        return self._policies.get(loaded.session.session_id, version) or await self._load_policy(loaded, networks, version)
 
     async def _load_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
         """Make a fine-tuned policy ready, off the event loop."""

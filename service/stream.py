@@ -113,6 +113,9 @@ class _Conversation:
             case frames.ActFrame():
                 with metrics.act_seconds.time():
                     answer = await loop.act(session_id, frame.body, self._deadline(session_id, frame))
+            case frames.StepsFrame():
+                with metrics.step_seconds.time():
+                    answer = await loop.steps(session_id, frame.body, self._deadline(session_id, frame))
             case frames.TransitionsFrame():
                 with metrics.transitions_seconds.time():
                     answer = await loop.add_transitions(session_id, frame.body)

@@ -3,6 +3,7 @@
 from clients.sdk.client import SkilletClient
 from clients.sdk.control_loop import Command, ControlLoop, OutageLadder
 from clients.sdk.edge import Decoder, OnnxDecoder
+from clients.sdk.edge_session import EdgeSession
 from clients.sdk.errors import ConnectionFailed, EpisodeState, InvalidObservation, ItemsRefused, ServiceError, SkilletError, UnexpectedReply
 from clients.sdk.models import (
     Action,
@@ -29,6 +30,7 @@ __all__ = [
     "ConnectionFailed",
     "ControlLoop",
     "Decoder",
+    "EdgeSession",
     "EpisodeStarted",
     "EpisodeState",
     "FinetuningStatus",

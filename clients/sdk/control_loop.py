@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clients.sdk.edge import Decoder
+from clients.sdk.edge_session import EdgeSession
 from clients.sdk.errors import ConnectionFailed, DeadlinePassed, EpisodeState, RequestTimeout, ServiceFailed, SkilletError
 from clients.sdk.models import Action, Floats
 from clients.sdk.session import Session
@@ -103,7 +104,7 @@ class ControlLoop:
 
     def __init__(
         self,
-        session: Session,
+        session: Session | EdgeSession,
         ladder: OutageLadder,
         *,
         deadline_s: float | None = None,

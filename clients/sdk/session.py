@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -61,6 +61,7 @@ class Session:
             raise UnexpectedReply("the session's reply has no 'specs'", expected="the bundle's spec", received=None)
         self.id: str = info.session_id
         self.specs: ModelSpec = info.specs
+        self.envelope, self.bundle, self.shares_skills = info.envelope, info.bundle, info.share_skills
         self._client = client
         self._path = f"/v1/sessions/{quote(info.session_id, safe='')}"
         self._channel = client.channel(info.session_id, self._path)
@@ -122,10 +123,29 @@ class Session:
                 f"step reports the outcome of the last action, and {ahead} actions have no outcome yet",
                 action="call act first" if ahead == 0 else "post the earlier ones with post_transitions",
             )
-        body = {"episode": episode, "step": step, **self._outcome(reward, next_observation, terminated, truncated)}
+        body = {"episode": episode, "step": step, **self.outcome(reward, next_observation, terminated, truncated)}
         action = self._guarded(_action(self._call("step", body, budget_s)))
         self._next_outcome += 1
         self._next_act += 1
+        self._open = not action.episode_over
+        return action
+
+    def steps(self, transitions: Sequence[Transition], *, budget_s: float | None = None) -> Action:
+        """Report the outcomes of the last action and of those after it that were decoded here (`EdgeSession`), and get the next one.
+
+        1 to 1000 of them; as many calls of `step` in one. Raises as `step`; all of it has happened, or nothing.
+        """
+        episode, first = self._require_episode(), self._next_outcome
+        if first != self._next_act - 1:
+            raise EpisodeState("steps begins with the outcome of the last action", action="call act first, or post_transitions")
+        batch = [
+            {"episode": episode, "step": first + offset, **self.outcome(t.reward, t.next_observation, t.terminated, t.truncated)}
+            for offset, t in enumerate(transitions)
+        ]
+        self._last_action = None  # what was decoded here in between is not known
+        action = self._guarded(_action(self._call("steps", {"transitions": batch}, budget_s)))
+        self._next_outcome += len(batch)
+        self._next_act = self._next_outcome + 1
         self._open = not action.episode_over
         return action
 
@@ -136,7 +156,7 @@ class Session:
         """
         episode, first = self._require_episode(), self._next_outcome
         batch = [
-            {"episode": episode, "step": first + offset, **self._outcome(t.reward, t.next_observation, t.terminated, t.truncated)}
+            {"episode": episode, "step": first + offset, **self.outcome(t.reward, t.next_observation, t.terminated, t.truncated)}
             for offset, t in enumerate(transitions)
         ]
         posted = parse(TransitionsPosted, self._channel.call("transitions", {"transitions": batch}))
@@ -230,7 +250,8 @@ class Session:
             raise EpisodeState("no episode is open", action="call start_episode first")
         return self._episode
 
-    def _outcome(self, reward: float | None, next_observation: Any, terminated: bool, truncated: bool) -> dict[str, Any]:
+    def outcome(self, reward: float | None, next_observation: Any, terminated: bool, truncated: bool) -> dict[str, Any]:
+        """An outcome as it is sent. Raises InvalidObservation, InvalidRequest."""
         sent = None if reward is None else _finite(reward)
         observation = self._checked(next_observation)
         return {"reward": sent, "next_observation": observation, "terminated": bool(terminated), "truncated": bool(truncated)}
