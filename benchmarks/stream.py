@@ -1,4 +1,4 @@
-"""What a control step costs over `/v1/stream`, beside a bare echo: ``python -m benchmarks.stream [--rounds N] [--json FILE]``.
+"""What a control step costs over a websocket and with split inference: ``python -m benchmarks.stream [--rounds N] [--json FILE]``.
 
 Client, echo server and service run in processes of their own; the rows are measured in turn, in blocks of 200 calls, so that whatever else
 the machine does hits all of them. Every step is a real one: its outcome is in Redis before the reply. Prints median and 99th percentile in
@@ -17,13 +17,15 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import websockets.sync.client
 
-from clients.sdk import HttpTransport, Session, SkilletClient
+from clients.sdk import EdgeSession, HttpTransport, OnnxDecoder, Session, SkilletClient
 from clients.sdk.stream import Connection
 
 BUNDLE = Path(__file__).parents[1] / "bundles/maze"
@@ -85,7 +87,7 @@ def service(bundle: Path) -> Iterator[str]:
 class Walk:
     """Steps through episodes of a session, so that each call is the next one of a real control loop."""
 
-    def __init__(self, session: Session, episode_steps: int = 1000) -> None:
+    def __init__(self, session: Session | EdgeSession, episode_steps: int = 1000) -> None:
         self._session, self._left, self._steps = session, 0, episode_steps
         spec = session.specs.observation
         self.observation = [(low + high) / 2 for low, high in zip(spec.low, spec.high, strict=True)]
@@ -98,6 +100,23 @@ class Walk:
             self._left = self._steps
         self._left -= 1
         return self._session.step(0.0, self.observation, False, False)
+
+
+def edge_rows(client: SkilletClient) -> dict[str, Row]:
+    """Split inference: the whole loop, of which one step in H asks the service; and the steps that are decoded here, alone."""
+    session = client.open_session(finetuning=False, share_skills=True)
+    decoder = OnnxDecoder.download(client, session.bundle.name)
+    state, skill = (np.zeros(dim, np.float32) for dim in (session.specs.observation.dim, session.specs.skill_dim))
+    walk = Walk(EdgeSession(session, decoder))
+    here = EdgeSession(client.open_session(finetuning=False, share_skills=True), decoder)
+    here.start_episode()
+    here.act(walk.observation)
+    here.specs = replace(here.specs, skill_horizon=2**30)  # never asks
+    return {
+        "split inference, whole loop": walk.step,
+        "split inference, local step": lambda: here.step(0.0, walk.observation, False, False),
+        "the decoder alone": lambda: decoder(state, skill),
+    }
 
 
 def raw_echo(url: str) -> Row:
@@ -189,6 +208,7 @@ def main() -> None:
             STEP: raw_step(url, rest.open_session(finetuning=False)),
             "SDK session.step, stream": Walk(stream.open_session(finetuning=False)).step,
             "SDK session.step, REST": Walk(rest.open_session(finetuning=False)).step,
+            **edge_rows(rest),
             "websocket echo, threaded client": threaded_echo(echo_url),
         }
         found = figures(measure(rows, options.rounds), ECHO)

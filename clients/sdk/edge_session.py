@@ -36,7 +36,6 @@ class EdgeSession:
             raise InvalidRequest("the session does not tell its skills", expected="open_session(share_skills=True)", received=session.id)
         self.session, self.specs, self.guard = session, session.specs, ActionGuard(session.envelope, session.specs)
         self._decoder = decoder
-        self._low, self._high = (np.array(limit, np.float32) for limit in (self.specs.action.low, self.specs.action.high))
         self._action: Action | None = None  # the newest one
         self._skill: Floats | None = None
         self._outcomes: list[Transition] = []  # of the running skill, not reported yet
@@ -90,7 +89,8 @@ class EdgeSession:
         skill_step = 0 if last.skill_step is None else last.skill_step + 1
         if self._skill is None or skill_step == self.specs.skill_horizon:
             return self._follow(self.session.steps(outcomes, budget_s=budget_s))
-        action = self._decode(np.array(outcome.next_observation, np.float32), self._skill, last)
+        state = np.array(outcome.next_observation, np.float32)
+        action = self.guard.hold(self._decoder(state, self._skill), last.action)  # the envelope lies within the spec's limits
         self._outcomes = outcomes
         self._action = Action(
             last.episode, last.step + 1, action, skill_step, last.policy_version, last.task_version, last.phase, episode_over=False
@@ -113,10 +113,6 @@ class EdgeSession:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _decode(self, state: Floats, skill: Floats, last: Action) -> Floats:
-        action = np.clip(self._decoder(state, skill), self._low, self._high)
-        return self.guard.hold(action, last.action)
 
     def _follow(self, action: Action) -> Action:
         if action.skill_step == 0:

@@ -16,6 +16,7 @@ class ActionGuard:
         self._low, self._high = _limit(envelope.action_low, -np.inf), _limit(envelope.action_high, np.inf)
         self._change = _limit(envelope.action_change, np.inf)
         self._refused = _limit(envelope.refused_low, -np.inf), _limit(envelope.refused_high, np.inf)
+        self._bounded = bool(np.isfinite(self._low).all() and np.isfinite(self._high).all())
         self.limited = 0
 
     def hold(self, action: Floats, previous: Floats | None) -> Floats:
@@ -23,6 +24,11 @@ class ActionGuard:
 
         Raises UnsafeAction for a number that is not finite or a wrong shape: there is no safe action to make of it.
         """
+        low, high = self._low, self._high
+        if previous is not None:
+            low, high = np.maximum(low, previous - self._change), np.minimum(high, previous + self._change)
+        if self._bounded and action.shape == low.shape and ((action >= low) & (action <= high)).all():
+            return action
         if action.shape != self._low.shape or not np.isfinite(action).all():
             raise UnsafeAction(
                 "the service sent an action that no robot should follow",
@@ -33,8 +39,6 @@ class ActionGuard:
         held: Floats = np.clip(action, self._low, self._high)
         if previous is not None:
             held = np.clip(np.clip(held, previous - self._change, previous + self._change), self._low, self._high)
-        if (held == action).all():
-            return action
         self.limited += 1
         return held
 
