@@ -11,7 +11,7 @@ from service.observations import outside
 from service.policies import MetaPolicy, Networks
 from service.recording import ended_at, no_open_episode
 from service.session_state import LastAction, Loaded, OpenSkill, Posterior, Session
-from training.contract.context import Floats, pack_rows, unpack_rows
+from training.contract.context import Floats, pack_rows, unpack_vector
 from training.contract.exploration import Phase, automatic_phase, drawn_embedding, plan_episode, skill_noise
 
 
@@ -68,7 +68,7 @@ def next_version(loaded: Loaded, horizon: int) -> int | None:
     session = loaded.session
     if not session.episode_open:
         return None
-    return loaded.current_version if _follows_versions(session) else 0
+    return loaded.current_version if follows_versions(session) else 0
 
 
 def act(session: Session, step: int, state: Floats, *, networks: Networks, policy: MetaPolicy | None, max_ahead: int) -> schemas.Action:
@@ -94,7 +94,7 @@ def act(session: Session, step: int, state: Floats, *, networks: Networks, polic
         if policy is None:
             raise RuntimeError("a skill is due: act needs the policy version that wanted_version names")
         skill = _choose_skill(session, state, networks, policy)
-    wanted = networks.decode(state, unpack_rows(skill.skill, networks.spec.skill_dim)[0])
+    wanted = networks.decode(state, unpack_vector(skill.skill))
     before = None if session.last_action is None else np.array(session.last_action.action, np.float32)
     action, limited = networks.guard.limit(wanted, before)
     session.act_step += 1
@@ -107,7 +107,7 @@ def act(session: Session, step: int, state: Floats, *, networks: Networks, polic
         session.phase,
         list(limited),
         outside(state, networks),
-        unpack_rows(skill.skill, networks.spec.skill_dim)[0].tolist() if session.share_skills and step == skill.start else None,
+        unpack_vector(skill.skill).tolist() if session.share_skills and step == skill.start else None,
     )
     return _reply(session, session.last_action, replayed=False)
 
@@ -123,7 +123,8 @@ def _running_skill(session: Session, horizon: int) -> OpenSkill | None:
     return skill if skill is not None and session.act_step - skill.start < horizon else None
 
 
-def _follows_versions(session: Session) -> bool:
+def follows_versions(session: Session) -> bool:
+    """Whether the episode's skills are chosen with the session's newest version."""
     return session.phase is Phase.FINETUNING or (session.phase is Phase.ADAPTED and session.forced_phase is None)
 
 
@@ -135,9 +136,9 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
         skill_index = step // spec.skill_horizon
         embedding = drawn_embedding(session.exploration, session.seed, session.episode, skill_index, spec.task_embedding_dim)
     elif embedding is None:
-        embedding = unpack_rows(session.embedding, spec.task_embedding_dim)[0]
+        embedding = unpack_vector(session.embedding)
     chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior)
-    if _follows_versions(session) and session.forced_phase is None:
+    if follows_versions(session) and session.forced_phase is None:
         session.phase = Phase.FINETUNING if policy.version else Phase.ADAPTED
     if policy.version not in session.versions_used:
         session.versions_used.append(policy.version)

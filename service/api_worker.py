@@ -7,6 +7,7 @@ shared socket's queue is lost.
 
 import argparse
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -48,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
             report.write(json.dumps({"error": str(error)}) + "\n")
             return 2
         report.write(json.dumps({"bundles": {name: found.digest for name, found in bundles.items()}}) + "\n")
+    gc.collect()
+    gc.freeze()  # what was loaded stays: the collector need not look through it in the middle of a step
     slot = _await_slot(options.slots)
     _Server(app).run(sockets=[socket.socket(fileno=options.listen_fd)])
     slot.close()

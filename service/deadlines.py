@@ -15,6 +15,7 @@ from typing import Final
 from fastapi import Request
 
 from service.errors import DeadlinePassed, InvalidRequest
+from service.framing import header
 
 _WINDOW_MS: Final = 30_000.0  # clocks drift apart by some milliseconds a minute: what was quickest is forgotten after two windows
 _REMEMBERED: Final = 4096
@@ -58,9 +59,10 @@ class Deadlines:
 
     def read(self, request: Request, session_id: str) -> Deadline | None:
         """The request's deadline, None when it states none. Raises InvalidRequest for headers that are no numbers."""
-        budget, sent = request.headers.get("skillet-deadline-ms"), request.headers.get("skillet-sent-ms")
+        budget = header(request.scope, b"skillet-deadline-ms")
         if budget is None:
             return None
+        sent = header(request.scope, b"skillet-sent-ms")
         return self.of(
             session_id, _number(budget, "Skillet-Deadline-Ms"), None if sent is None else _number(sent, "Skillet-Sent-Ms", signed=True)
         )
@@ -83,13 +85,16 @@ class Deadlines:
         return difference - min(known.now_ms, known.before_ms)
 
 
-def _number(text: str, name: str, *, signed: bool = False) -> float:
+def _number(text: bytes, name: str, *, signed: bool = False) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or (value <= 0 and not signed):
         raise InvalidRequest(
-            f"the header {name} cannot be read", expected="a number of milliseconds", received=text[:40], action=f"Correct {name}."
+            f"the header {name} cannot be read",
+            expected="a number of milliseconds",
+            received=text[:40].decode("latin-1"),
+            action=f"Correct {name}.",
         )
     return value

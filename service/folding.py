@@ -7,7 +7,7 @@ once no reward is missing or the next episode begins.
 
 from service.policies import Networks
 from service.session_state import Changes, EpisodeRecord, OpenSkill, Outcome, Session
-from training.contract.context import ContextLayout, Floats, unpack_rows
+from training.contract.context import ContextLayout, unpack_vector
 
 
 def fold_next(session: Session, outcome: Outcome, changes: Changes, networks: Networks) -> None:
@@ -79,8 +79,8 @@ def _fold(session: Session, skill: OpenSkill, outcome: Outcome) -> None:
 
 
 def _complete_skill(session: Session, changes: Changes, networks: Networks, last: Outcome) -> None:
-    skill, spec = session.skills.pop(0), networks.spec
-    state, chosen, next_state = _row(skill.state, spec.state_dim), _row(skill.skill, spec.skill_dim), _row(last.next_state, spec.state_dim)
+    skill = session.skills.pop(0)
+    state, chosen, next_state = unpack_vector(skill.state), unpack_vector(skill.skill), unpack_vector(last.next_state)
     row = networks.layout.row(state, chosen, skill.reward, last.terminated, next_state)
     changes.rows.append(row)
     session.rows += 1
@@ -96,8 +96,3 @@ def _complete_episode(session: Session, changes: Changes) -> None:
     session.unsettled = True
     if not session.pending:
         settle(session, changes)
-
-
-def _row(data: bytes, width: int) -> Floats:
-    row: Floats = unpack_rows(data, width)[0]
-    return row

@@ -24,7 +24,10 @@ def find_fault(finetuner: Finetuner, weights: PolicyWeights, networks: Networks,
     kl = finetuner.policy_kl()
     if not kl <= kl_limit:
         return f"the KL to the skill prior is {kl:.3g} nats, above the limit of {kl_limit:g}"
-    difference = parity(finetuner, weights, networks, states)
+    try:
+        difference = parity(finetuner, weights, networks, states)
+    except ValueError as error:
+        return f"the weights are not those of the graph: {error}"
     if not difference <= PARITY_TOLERANCE:
         return f"the graph with these weights differs from the learner's network by {difference:.3g}, more than {PARITY_TOLERANCE:g}"
     if not (limited := limited_share(finetuner, weights, networks, states)) <= LIMITED_SHARE:

@@ -1,73 +1,20 @@
-"""Networks of a bundle as ONNX graphs, and fine-tuned versions of its meta-policy. Pure functions of their arguments, no torch.
-
-Each graph runs on one thread at batch 1, so that the same input gives the same bits on the same machine.
-"""
+"""Networks of a bundle as ONNX graphs, and fine-tuned versions of its meta-policy. Pure functions of their arguments, no torch."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 from msgspec import Struct
 
 from service.errors import PolicyOutputInvalid
+from service.graphs import Graph, TunableGraph, Weights
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats, pack_rows, select_context, unpack_rows
 from training.contract.envelope import Envelope, Guard, Range
 from training.contract.errors import BundleCorrupt
 from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, SKILL_DECODER, TASK_ENCODER, ModelSpec
-
-Weights = dict[str, Floats]
-_LOG_ERRORS_ONLY = 3
-
-
-class Graph:
-    """One ONNX graph with some of its initializers replaced by ``weights``."""
-
-    def __init__(self, file: str, data: bytes, weights: Weights | None = None) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_ERRORS_ONLY
-        self._values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in (weights or {}).items()}  # kept alive
-        for name, value in self._values.items():
-            options.add_initializer(name, value)
-        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        self._inputs, self._outputs = GRAPH_INPUTS[file], GRAPH_OUTPUTS[file]
-        self._single: _Single | None = None
-
-    def run(self, *inputs: Floats) -> list[Floats]:
-        """Outputs in the order of the contract for inputs in the order of the contract."""
-        outputs: list[Floats] = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
-        return outputs
-
-    def run_one(self, *inputs: Floats) -> list[Floats]:
-        """As `run` for one example without a batch axis, in one thread: copies of the outputs, a quarter less time."""
-        if self._single is None:
-            self._single = _Single(self._session, self._inputs, self._outputs, inputs)
-        return self._single.run(inputs)
-
-
-class _Single:
-    """Buffers for one example, bound to a session once."""
-
-    def __init__(self, session: Any, inputs: Sequence[str], outputs: Sequence[str], example: Sequence[Floats]) -> None:
-        self._session, self._binding = session, session.io_binding()
-        self._inputs = [np.zeros((1, len(values)), np.float32) for values in example]
-        found = session.run(list(outputs), dict(zip(inputs, self._inputs, strict=True)))
-        self._outputs = [np.zeros(values.shape, np.float32) for values in found]
-        for name, buffer in zip(inputs, self._inputs, strict=True):
-            self._binding.bind_input(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
-        for name, buffer in zip(outputs, self._outputs, strict=True):
-            self._binding.bind_output(name, "cpu", 0, np.float32, buffer.shape, buffer.ctypes.data)
-
-    def run(self, inputs: Sequence[Floats]) -> list[Floats]:
-        for buffer, values in zip(self._inputs, inputs, strict=True):
-            buffer[0] = values
-        self._session.run_with_iobinding(self._binding)
-        return [buffer[0].copy() for buffer in self._outputs]
 
 
 @dataclass(frozen=True)
@@ -103,6 +50,7 @@ class Networks:
         graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS}
         self._decoder, self._encoder = graphs[SKILL_DECODER], graphs[TASK_ENCODER]
         self.meta_policy = MetaPolicy(graphs[META_POLICY])
+        self._tunable: TunableGraph | None = None
         self._limits = Range(self.spec.action.low, self.spec.action.high)
 
     def decode(self, state: Floats, skill: Floats) -> Floats:
@@ -120,9 +68,12 @@ class Networks:
         return _finite(mean[0], "task posterior", 0), _finite(scale[0], "task posterior", 0)
 
     def with_weights(self, weights: "PolicyWeights", version: int) -> MetaPolicy:
-        """The meta-policy with fine-tuned weights. Raises onnxruntime's errors when they do not fit the graph."""
-        embedding = unpack_rows(weights.task_embedding, self.spec.task_embedding_dim)[0]
-        return MetaPolicy(Graph(META_POLICY, self._meta_policy_bytes, weights.arrays()), version, embedding)
+        """The meta-policy with fine-tuned weights. Raises ValueError or onnxruntime's errors when they do not fit the graph."""
+        arrays = weights.arrays()
+        tunable = self._tunable or TunableGraph(META_POLICY, self._meta_policy_bytes, {name: array.shape for name, array in arrays.items()})
+        policy = MetaPolicy(tunable.with_weights(arrays), version, unpack_rows(weights.task_embedding, self.spec.task_embedding_dim)[0])
+        self._tunable = tunable
+        return policy
 
 
 class PolicyWeights(Struct, frozen=True):

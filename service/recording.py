@@ -33,7 +33,7 @@ def record(
 
     When all are refused, the first one's error is raised: a Conflict. The session is then to be thrown away, not saved.
     """
-    return _each(items, lambda item: _place(session, *item, changes, networks, window), lambda item: item[0])
+    return _each(items, lambda item: place(session, *item, changes, networks, window), lambda item: item[0])
 
 
 def record_rewards(session: Session, rewards: Sequence[schemas.LateReward], changes: Changes, layout: ContextLayout) -> list[ItemResult]:
@@ -128,9 +128,10 @@ def _each(
     return results
 
 
-def _place(
+def place(
     session: Session, transition: schemas.Transition, outcome: Outcome, changes: Changes, networks: Networks, window: int
 ) -> ItemStatus:
+    """Take in one transition. Raises Conflict when it is refused; the session is then to be thrown away, not saved."""
     check_episode(session, transition.episode)
     if _stored(session, outcome):
         return "duplicate"

@@ -24,7 +24,7 @@ from service.session_state import Changes, Loaded, Session, StartedEpisode, task
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.versions import VersionStore
-from training.contract.context import Floats, pack_rows, unpack_rows
+from training.contract.context import Floats, pack_rows, unpack_vector
 from training.contract.exploration import Phase
 
 MAX_ATTEMPTS = 20
@@ -50,6 +50,7 @@ class StepLoop:
         self._settings, self._store, self._versions = settings, store, versions
         self._bundles, self._adaptation, self._metrics = bundles, adaptation, metrics
         self._policies = PolicyCache(settings.cached_versions)
+        self._loading: dict[tuple[str, int], asyncio.Task[MetaPolicy]] = {}
 
     async def start_episode(self, session_id: str, key: str | None = None) -> schemas.EpisodeStarted:
         """End an open episode as truncated, then begin the next with the posterior of all context so far.
@@ -76,6 +77,7 @@ class StepLoop:
             if key is not None:
                 loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]
             if self._store.save(loaded, Changes(events=[_began(loaded.session)])):
+                self._prepare(loaded, networks)
                 return answer
         raise _busy(session_id)
 
@@ -106,12 +108,12 @@ class StepLoop:
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
             session = loaded.session
             outcome = recording.check_outcome(request, networks, "$")
-            (result,) = recording.record(session, [(request, outcome)], changes, networks, self._settings.reorder_window)
-            if result.status == "duplicate":
+            status = recording.place(session, request, outcome, changes, networks, self._settings.reorder_window)
+            if status == "duplicate":
                 recording.check_newest(session, request.step)
             if not session.episode_open or recording.ended_at(session) is not None:
-                return acting.over(session, request.step + 1, replayed=result.status == "duplicate")
-            state = unpack_rows(outcome.next_state, networks.spec.state_dim)[0]
+                return acting.over(session, request.step + 1, replayed=status == "duplicate")
+            state = unpack_vector(outcome.next_state)
             return self._act(session, request.step + 1, state, networks, policy, changes)
 
         return self._counted(await self._apply(session_id, change, deadline))
@@ -199,6 +201,8 @@ class StepLoop:
                 deadline.check()
             loaded = self._store.load(session_id) if attempt else self._store.recall(session_id)
             networks = self.networks(loaded)
+            if not loaded.recalled:
+                self._prepare(loaded, networks)
             changes = Changes()
             try:
                 reply = change(loaded, changes, networks, await self._policy(loaded, networks, wanted))
@@ -218,7 +222,8 @@ class StepLoop:
         if not answer.replayed:
             for limit in answer.limited:
                 self._metrics.limited.labels(limit).inc()
-            self._metrics.outside.inc(bool(answer.outside))
+            if answer.outside:
+                self._metrics.outside.inc()
         return answer
 
     async def _policy(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
@@ -231,21 +236,37 @@ class StepLoop:
         return self._policies.get(loaded.session.session_id, version) or await self._load_policy(loaded, networks, version)
 
     async def _load_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
-        """Make a fine-tuned policy ready, off the event loop."""
+        return await asyncio.shield(self._loading_of(loaded, networks, version))
 
-        def load() -> MetaPolicy:
-            weights = self._versions.weights(loaded.keys, version)
-            if weights is None:
-                raise UnknownVersion(f"the weights of policy version {version} are gone", received=version, action="Roll back to another.")
-            return networks.with_weights(weights, version)
+    def _prepare(self, loaded: Loaded, networks: Networks) -> None:
+        """Begin to load the version that the next skill will be chosen with, so that the step that chooses need not wait."""
+        version = loaded.current_version
+        if version and acting.follows_versions(loaded.session) and not self._policies.get(loaded.session.session_id, version):
+            self._loading_of(loaded, networks, version)
 
-        policy = await asyncio.to_thread(load)
-        self._policies.put(loaded.session.session_id, policy)
-        return policy
+    def _loading_of(self, loaded: Loaded, networks: Networks, version: int) -> asyncio.Task[MetaPolicy]:
+        """The loading of a fine-tuned policy, off the event loop, begun if it was not."""
+        wanted = (loaded.session.session_id, version)
+        if (task := self._loading.get(wanted)) is None:
+            task = self._loading[wanted] = asyncio.create_task(asyncio.to_thread(self._read_policy, loaded, networks, version))
+            task.add_done_callback(lambda done: self._loaded(wanted, done))
+        return task
+
+    def _read_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
+        weights = self._versions.weights(loaded.keys, version)
+        if weights is None:
+            raise UnknownVersion(f"the weights of policy version {version} are gone", received=version, action="Roll back to another.")
+        return networks.with_weights(weights, version)
+
+    def _loaded(self, wanted: tuple[str, int], done: asyncio.Task[MetaPolicy]) -> None:
+        del self._loading[wanted]
+        if not done.cancelled() and done.exception() is None:  # whoever waits for it sees the error; else the next one tries again
+            self._policies.put(wanted[0], done.result())
 
     def _grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
         self._metrics.transitions.inc(changes.transitions)
-        self._metrics.skill_transitions.inc(len(changes.rows))
+        if changes.rows:
+            self._metrics.skill_transitions.inc(len(changes.rows))
         if changes.episode is not None:
             self._metrics.episodes.inc()
         self._adaptation.context_grew(loaded, changes, networks)

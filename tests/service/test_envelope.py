@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import Request
 from fastapi.testclient import TestClient
 
 from service.app import create_app
@@ -198,7 +199,8 @@ def test_clocks_that_drift_apart_are_followed() -> None:
 
 
 def read(deadlines: Deadlines, *, sent_ms: float, deadline_ms: float) -> None:
-    request: Any = type("Request", (), {"headers": headers(sent_ms, deadline_ms)})()
+    sent = [(name.lower().encode(), value.encode()) for name, value in headers(sent_ms, deadline_ms).items()]
+    request = Request({"type": "http", "headers": sent})
     deadline = deadlines.read(request, "s")
     assert deadline is not None
     deadline.check()

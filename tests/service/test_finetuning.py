@@ -66,6 +66,26 @@ def test_versions_carry_their_reason_episode_and_figures(api: TestClient, settin
     assert 'skillet_versions_total{result="published"} 2.0' in api.get("/metrics").text
 
 
+def test_a_new_version_is_ready_before_the_step_that_chooses_with_it(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = ready_to_learn(api)
+    driver.start()
+    driver.act(1, 0, state(1, 0))
+    work_off(worker(settings, tiny_networks))
+    driver.step(1, 0, state(1, 1))  # finds out, in the middle of a skill
+    parts, deadline = api.app.state.parts, time.monotonic() + 20
+    while parts.loop._policies.get(driver.session["session_id"], 1) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a step waited for weights")
+
+    monkeypatch.setattr(parts.versions, "weights", never)
+    assert [driver.step(1, step, state(1, step + 1))["policy_version"] for step in range(1, 6)] == [0, 0, 0, 1, 1]
+
+
 def test_a_version_changes_the_next_skill_and_never_a_running_one(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
     driver = ready_to_learn(api)
     driver.start()
@@ -207,13 +227,13 @@ def other_numbers(weights: dict[str, Floats]) -> dict[str, Floats]:
 
 
 def other_names(weights: dict[str, Floats]) -> dict[str, Floats]:
-    """onnxruntime ignores a weight whose name the graph does not have: the bundle's own would act, unnoticed."""
+    """onnxruntime ignores a weight whose name the graph does not have: the bundle's own would act, unnoticed, if nobody looked."""
     return {f"other.{name}": array for name, array in weights.items()}
 
 
-@pytest.mark.parametrize("changed", [other_numbers, other_names])
+@pytest.mark.parametrize(("changed", "reason"), [(other_numbers, "differs"), (other_names, "not those of the graph")])
 def test_weights_that_the_graph_runs_otherwise_than_the_learner_are_not_served(
-    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch, changed: Callable[..., Any]
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch, changed: Callable[..., Any], reason: str
 ) -> None:
     sound = Finetuner.policy_weights
     monkeypatch.setattr(Finetuner, "policy_weights", lambda self: changed(sound(self)))
@@ -221,7 +241,7 @@ def test_weights_that_the_graph_runs_otherwise_than_the_learner_are_not_served(
     work_off(worker(settings, tiny_networks))
     policy = driver.get("/policy")
     assert (policy["current"], policy["versions"][1]["status"]) == (0, "rejected")
-    assert "differs" in policy["versions"][1]["reason"]
+    assert reason in policy["versions"][1]["reason"]
 
 
 def test_while_paused_nothing_is_published_and_resuming_goes_on(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from service.policies import Graph, Networks, PolicyCache, PolicyWeights
+from service.policies import MetaPolicy, Networks, PolicyCache, PolicyWeights
 from training.contract.bundle import Bundle
 from training.contract.errors import BundleCorrupt
-from training.contract.spec import META_POLICY
 from training.finetuning import Finetuner
 
 
@@ -33,12 +32,37 @@ def test_fine_tuned_weights_replace_those_of_the_graph(tiny_bundle: Bundle, tiny
     np.testing.assert_array_equal(prior, tiny_networks.meta_policy.choose_skill(state, embedding, noise, use_skill_prior=True))
 
 
-def test_weights_of_a_wrong_shape_are_refused(tiny_bundle: Bundle, tiny_networks: Networks) -> None:
-    data = tiny_bundle.read(META_POLICY)
+def test_weights_of_a_wrong_shape_are_refused(tiny_bundle: Bundle) -> None:
     weights = Finetuner.from_bundle(tiny_bundle, np.zeros(2, np.float32), 0).policy_weights()
     name = next(iter(weights))
+    wrong = PolicyWeights.pack(np.zeros(2, np.float32), {**weights, name: np.zeros((2, 2), np.float32)})
     with pytest.raises(Exception, match=r"(?i)shape|dimension"):
-        Graph(META_POLICY, data, {name: np.zeros((2, 2), np.float32)}).run(np.zeros((1, 4), np.float32), np.zeros((1, 2), np.float32))
+        Networks(tiny_bundle).with_weights(wrong, 1).choose_skill(
+            np.zeros(4, np.float32), np.zeros(2, np.float32), None, use_skill_prior=False
+        )
+    networks = Networks(tiny_bundle)
+    networks.with_weights(PolicyWeights.pack(np.zeros(2, np.float32), weights), 1)
+    with pytest.raises(ValueError, match="expected weights"):
+        networks.with_weights(wrong, 2)
+
+
+def test_policies_that_share_a_graph_keep_their_own_weights(tiny_bundle: Bundle, tiny_networks: Networks) -> None:
+    own = Finetuner.from_bundle(tiny_bundle, np.zeros(2, np.float32), 0).policy_weights()
+    state, embedding = np.arange(4, dtype=np.float32), np.array([0.5, -0.5], np.float32)
+
+    def tuned(shift: float) -> MetaPolicy:
+        weights = PolicyWeights.pack(embedding, {name: array + np.float32(shift) for name, array in own.items()})
+        return tiny_networks.with_weights(weights, 1)
+
+    def choose(policy: MetaPolicy) -> np.ndarray:
+        return policy.choose_skill(state, embedding, None, use_skill_prior=False)
+
+    policies = [tuned(shift) for shift in (0.0, 0.1, 0.2)]
+    first = [choose(policy) for policy in policies]
+    assert len({skill.tobytes() for skill in first}) == 3
+    for policy, skill in reversed(list(zip(policies, first, strict=True))):
+        np.testing.assert_array_equal(choose(policy), skill)
+        np.testing.assert_array_equal(policy.graph.run(state[None], embedding[None])[0][0], skill)
 
 
 def test_actions_stay_within_the_limits_of_the_spec(tiny_networks: Networks) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+_LITTLE_FLOAT = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ def _evenly(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 def pack_rows(rows: Sequence[Floats] | Floats) -> bytes:
     """Rows as little-endian float32 bytes."""
     return np.ascontiguousarray(rows, dtype="<f4").tobytes()
+
+
+def unpack_vector(data: bytes) -> Floats:
+    """One row, or any other vector, from its bytes: float32, read-only, not copied."""
+    return np.frombuffer(data, _LITTLE_FLOAT)
 
 
 def unpack_rows(data: bytes, width: int) -> Floats:
