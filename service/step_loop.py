@@ -136,7 +136,7 @@ class StepLoop:
                 if not session.episode_open or recording.ended_at(session) is not None:
                     given.append(acting.over(session, item.step + 1, replayed=known))
                 elif is_last or item.step + 1 == session.act_step:
-                    state = unpack_rows(outcome.next_state, networks.spec.state_dim)[0]
+                    state = unpack_vector(outcome.next_state)
                     given.append(self._act(session, item.step + 1, state, networks, policy, changes))
             return given
 
