@@ -25,11 +25,11 @@ import msgspec
 import numpy as np
 import websockets.sync.client
 
-from clients.sdk import EdgeSession, HttpTransport, OnnxDecoder, Session, SkilletClient
+from clients.sdk import EdgeSession, HttpTransport, OnnxDecoder, ServiceError, Session, SessionGroup, SkilletClient, Transition
 from clients.sdk.stream import Connection
 
 BUNDLE = Path(__file__).parents[1] / "bundles/maze"
-BLOCK, WARM_UP = 200, 50
+BLOCK, WARM_UP, BATCH = 200, 50, 32
 ECHO, STEP = "websocket echo", "Skillet /v1/stream step"
 Row = Callable[[], object]
 
@@ -100,6 +100,25 @@ class Walk:
             self._left = self._steps
         self._left -= 1
         return self._session.step(0.0, self.observation, False, False)
+
+
+def batch_row(client: SkilletClient, sessions: int) -> Row:
+    """One step of each of many sessions in one request."""
+    group = SessionGroup(client, [client.open_session(finetuning=False, seed=seed) for seed in range(sessions)])
+    spec = group.sessions[0].specs.observation
+    observation = [(low + high) / 2 for low, high in zip(spec.low, spec.high, strict=True)]
+    for session in group.sessions:
+        session.start_episode()
+        session.act(observation)
+    outcomes = dict.fromkeys(range(sessions), Transition(0.0, observation, False, False))
+
+    def step() -> object:
+        results = group.step(outcomes)
+        if any(isinstance(result, ServiceError) for result in results.values()):
+            raise RuntimeError(results)
+        return results
+
+    return step
 
 
 def edge_rows(client: SkilletClient) -> dict[str, Row]:
@@ -208,6 +227,7 @@ def main() -> None:
             STEP: raw_step(url, rest.open_session(finetuning=False)),
             "SDK session.step, stream": Walk(stream.open_session(finetuning=False)).step,
             "SDK session.step, REST": Walk(rest.open_session(finetuning=False)).step,
+            f"SDK, {BATCH} sessions in one request": batch_row(rest, BATCH),
             **edge_rows(rest),
             "websocket echo, threaded client": threaded_echo(echo_url),
         }

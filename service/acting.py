@@ -76,6 +76,16 @@ def act(session: Session, step: int, state: Floats, *, networks: Networks, polic
 
     ``policy`` is that of `wanted_version`. Raises NoOpenEpisode or WrongStep.
     """
+    due = begin_act(session, step, state, networks=networks, policy=policy, max_ahead=max_ahead)
+    if isinstance(due, schemas.Action):
+        return due
+    return finish_act(session, step, state, networks.decode(state, due), networks)
+
+
+def begin_act(
+    session: Session, step: int, state: Floats, *, networks: Networks, policy: MetaPolicy | None, max_ahead: int
+) -> schemas.Action | Floats:
+    """The first half of `act`: the skill [Z] that is to be decoded in ``state``; or the answer, if it was given before."""
     if session.last_action is not None and step == session.last_action.step:
         return _reply(session, session.last_action, replayed=True)
     if not session.episode_open or ended_at(session) is not None:
@@ -94,7 +104,13 @@ def act(session: Session, step: int, state: Floats, *, networks: Networks, polic
         if policy is None:
             raise RuntimeError("a skill is due: act needs the policy version that wanted_version names")
         skill = _choose_skill(session, state, networks, policy)
-    wanted = networks.decode(state, unpack_vector(skill.skill))
+    chosen: Floats = unpack_vector(skill.skill)
+    return chosen
+
+
+def finish_act(session: Session, step: int, state: Floats, wanted: Floats, networks: Networks) -> schemas.Action:
+    """The second half: the action that was decoded [A], held inside the envelope, becomes the session's newest."""
+    skill = session.skills[-1]
     before = None if session.last_action is None else np.array(session.last_action.action, np.float32)
     action, limited = networks.guard.limit(wanted, before)
     session.act_step += 1

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from service import openapi
 from service.adaptation import Adaptation
+from service.batch_routes import batches
 from service.control_calls import ControlCalls
 from service.control_routes import control
 from service.deadlines import Deadlines
@@ -57,7 +58,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app.state.parts = parts
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
-    for router in (control, sessions, bundle_routes, operation, streams):
+    for router in (control, sessions, bundle_routes, operation, streams, batches):
         app.include_router(router)
     answer_errors(app, parts.metrics)
     build = app.build_middleware_stack

@@ -16,6 +16,8 @@ from training.contract.envelope import Envelope, Guard, Range
 from training.contract.errors import BundleCorrupt
 from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, SKILL_DECODER, TASK_ENCODER, ModelSpec
 
+_TRIED = 64
+
 
 @dataclass(frozen=True)
 class MetaPolicy:
@@ -52,6 +54,7 @@ class Networks:
         self.meta_policy = MetaPolicy(graphs[META_POLICY])
         self._tunable: TunableGraph | None = None
         self._limits = Range(self.spec.action.low, self.spec.action.high)
+        self._decodes_alike = self._decode_alike()
 
     def decode(self, state: Floats, skill: Floats) -> Floats:
         """The action [A] of ``skill`` [Z] in ``state`` [S], within the action limits. Raises PolicyOutputInvalid when it is not finite."""
@@ -60,6 +63,23 @@ class Networks:
         if held is action and self._limits.bounded:
             return action
         return self._limits.hold(_finite(action, "action", 0))
+
+    def decode_many(self, states: Floats, skills: Floats) -> list[Floats]:
+        """`decode` of B pairs, states [B, S] and skills [B, Z], to the bit, in one call of the graph. What is not finite stays as it is."""
+        if self._decodes_alike:
+            (actions,) = self._decoder.run(states, skills)
+        else:
+            actions = np.stack([self._decoder.run_one(state, skill)[0] for state, skill in zip(states, skills, strict=True)])
+        return [self._limits.hold(action) if np.isfinite(action).all() else action for action in actions]
+
+    def _decode_alike(self) -> bool:
+        """Whether this machine's decoder gives the same bits for many examples at once as for each alone."""
+        numbers = np.random.default_rng(0)
+        states, skills = (numbers.standard_normal((_TRIED, dim)).astype(np.float32) for dim in (self.spec.state_dim, self.spec.skill_dim))
+        alone = np.stack([self._decoder.run_one(state, skill)[0] for state, skill in zip(states, skills, strict=True)])
+        return all(
+            np.array_equal(self._decoder.run(states[:count], skills[:count])[0], alone[:count]) for count in (2, 3, 7, 16, 32, 33, _TRIED)
+        )
 
     def infer_task(self, rows: Floats) -> tuple[Floats, Floats]:
         """Mean and scale [E] of the task posterior for context rows [N, D], N > 0."""

@@ -69,6 +69,30 @@ class PostTransitions(Request, frozen=True):
     transitions: Annotated[list[Transition], Meta(min_length=1, max_length=1000)]
 
 
+class ActOf(Act, frozen=True):
+    """Ask for the action of one step of one session."""
+
+    session_id: str
+
+
+class TransitionOf(Transition, frozen=True):
+    """The outcome of one acted step of one session."""
+
+    session_id: str
+
+
+class ActMany(Request, frozen=True):
+    """Ask for actions of many sessions."""
+
+    items: Annotated[list[ActOf], Meta(min_length=1, max_length=256)]
+
+
+class StepMany(Request, frozen=True):
+    """Outcomes of steps of many sessions."""
+
+    items: Annotated[list[TransitionOf], Meta(min_length=1, max_length=256)]
+
+
 class LateReward(Request, frozen=True):
     """The reward of a step whose transition was sent with ``reward: null``."""
 
@@ -312,3 +336,18 @@ class Problem(Struct, frozen=True):
     received: Any
     action: str | None
     request_id: str
+
+
+class ManyResult(Struct, frozen=True):
+    """What one item of a batch got: the action, or the problem that the same call alone would have got."""
+
+    session_id: str
+    status: int
+    action: Action | None
+    problem: Problem | None
+
+
+class ManyResults(Struct, frozen=True):
+    """One result for each item, in their order."""
+
+    results: list[ManyResult]

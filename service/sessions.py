@@ -22,6 +22,7 @@ from training.contract.context import Floats, pack_rows, unpack_rows
 
 _ID = re.compile("[0-9a-f]{32}")
 _REMEMBERED_SESSIONS = 4096  # about a kilobyte each
+_SaveCall = tuple[Sequence[str], list[int | bytes]]
 _REFRESH_SHARE = 0.9  # the time to live is written anew once a tenth of it has passed, not with every step
 
 
@@ -106,12 +107,39 @@ class SessionStore:
         raw, current = remembered
         return Loaded(self._decoder.decode(raw), SessionKeys(session_id), raw, current, recalled=True)
 
+    def recall_many(self, session_ids: Sequence[str]) -> list[Loaded | None]:
+        """`recall` of several different sessions, in at most one round trip; None for those that are not there."""
+        unknown = [session_id for session_id in session_ids if session_id not in self._saved and _ID.fullmatch(session_id)]
+        read = dict(zip(unknown, self._load_many(unknown), strict=True)) if unknown else {}
+        return [self.recall(session_id) if session_id in self._saved else read.get(session_id) for session_id in session_ids]
+
     def save(self, loaded: Loaded, changes: Changes) -> bool:
         """Save the session with its changes.
 
         False when it is not as it was loaded any more (changed, given another policy version, closed), or when it was recalled and
         there is nothing to save, so that nobody has looked: load it and conclude again.
         """
+        call = self._call(loaded, changes)
+        if call is None:
+            return not loaded.recalled
+        if not self._save(*call):
+            return False
+        self._saved_as(loaded, call)
+        return True
+
+    def save_many(self, saves: Sequence[tuple[Loaded, Changes]]) -> list[bool]:
+        """`save` of several different sessions, in one round trip."""
+        calls = [self._call(loaded, changes) for loaded, changes in saves]
+        answers = iter(self._save.many([call for call in calls if call is not None]))
+        done = []
+        for (loaded, _), call in zip(saves, calls, strict=True):
+            done.append(not loaded.recalled if call is None else bool(next(answers)))
+            if call is not None and done[-1]:
+                self._saved_as(loaded, call)
+        return done
+
+    def _call(self, loaded: Loaded, changes: Changes) -> "_SaveCall | None":
+        """Keys and arguments of the script that saves a session; None when nothing is to be saved."""
         session, now = loaded.session, time.time()
         expiry = known_expiry = b""
         if session.expires_at - now < _REFRESH_SHARE * session.ttl_s:
@@ -119,7 +147,7 @@ class SessionStore:
             expiry, known_expiry = b"%d" % _ms(session.expires_at), b"%d" % (_ms(session.expires_at) + KNOWN_EXTRA_MS)
         body = self._encoder.encode(session)
         if body == loaded.raw:
-            return not loaded.recalled
+            return None
         keys: Sequence[str] = loaded.keys.written
         args: list[int | bytes] = [loaded.raw, loaded.current_version, body, pack(changes.events)]
         if expiry or changes.rows or changes.episode is not None or changes.late_rewards:
@@ -127,11 +155,13 @@ class SessionStore:
             record = msgspec.json.encode(changes.episode) if changes.episode else b""
             rows = b"".join(pack_rows(row) for row in changes.rows)
             args += [rows, record, expiry, known_expiry, *self._with_late_rewards(loaded.keys, changes)]
-        if not self._save(keys, args):
-            return False
+        return keys, args
+
+    def _saved_as(self, loaded: Loaded, call: "_SaveCall") -> None:
+        body = call[1][2]
+        assert isinstance(body, bytes)
         loaded.raw = body
-        self._remember(session.session_id, body, loaded.current_version)
-        return True
+        self._remember(loaded.session.session_id, body, loaded.current_version)
 
     def close(self, session_id: str) -> Loaded:
         """Remove a session with everything of it. Returns it as it was."""

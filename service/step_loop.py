@@ -47,7 +47,7 @@ class StepLoop:
         adaptation: Adaptation,
         metrics: Metrics,
     ) -> None:
-        self._settings, self._store, self._versions = settings, store, versions
+        self.settings, self.store, self._versions = settings, store, versions
         self._bundles, self._adaptation, self._metrics = bundles, adaptation, metrics
         self._policies = PolicyCache(settings.cached_versions)
         self._loading: dict[tuple[str, int], asyncio.Task[MetaPolicy]] = {}
@@ -58,16 +58,16 @@ class StepLoop:
         Asked again with the same ``key``, the same answer again.
         """
         for _ in range(MAX_ATTEMPTS):
-            loaded = self._store.load(session_id)
+            loaded = self.store.load(session_id)
             networks = self.networks(loaded)
             if (before := _started_with(loaded.session, key)) is not None:
                 return msgspec.structs.replace(before, replayed=True)
             if loaded.session.episode_open or loaded.session.unsettled:
                 changes = Changes()
                 recording.end_episode(loaded.session, changes, networks)
-                if not self._store.save(loaded, changes):
+                if not self.store.save(loaded, changes):
                     continue
-                self._grew(loaded, changes, networks)
+                self.grew(loaded, changes, networks)
             phase = acting.next_phase(loaded.session, loaded.current_version)
             posterior = task_prior(networks.spec.task_embedding_dim)
             if phase is not Phase.EXPLORING or acting.explores_posterior(loaded.session, phase):
@@ -76,8 +76,8 @@ class StepLoop:
             acting.begin_episode(loaded.session, phase, posterior)
             if key is not None:
                 loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]
-            if self._store.save(loaded, Changes(events=[_began(loaded.session)])):
-                self._prepare(loaded, networks)
+            if self.store.save(loaded, Changes(events=[_began(loaded.session)])):
+                self.prepare(loaded, networks)
                 return answer
         raise _busy(session_id)
 
@@ -100,7 +100,7 @@ class StepLoop:
             state = check_observation(request.observation, networks, "$.observation")
             return self._act(loaded.session, request.step, state, networks, policy, changes)
 
-        return self._counted(await self._apply(session_id, change, deadline))
+        return self.counted(await self._apply(session_id, change, deadline))
 
     async def step(self, session_id: str, request: schemas.Transition, deadline: Deadline | None = None) -> schemas.Action:
         """Store the outcome of one step and give the action for the next. Raises DeadlinePassed, without effect, when it would be late."""
@@ -108,7 +108,7 @@ class StepLoop:
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.Action:
             session = loaded.session
             outcome = recording.check_outcome(request, networks, "$")
-            status = recording.place(session, request, outcome, changes, networks, self._settings.reorder_window)
+            status = recording.place(session, request, outcome, changes, networks, self.settings.reorder_window)
             if status == "duplicate":
                 recording.check_newest(session, request.step)
             if not session.episode_open or recording.ended_at(session) is not None:
@@ -116,7 +116,7 @@ class StepLoop:
             state = unpack_vector(outcome.next_state)
             return self._act(session, request.step + 1, state, networks, policy, changes)
 
-        return self._counted(await self._apply(session_id, change, deadline))
+        return self.counted(await self._apply(session_id, change, deadline))
 
     async def steps(self, session_id: str, request: schemas.PostTransitions, deadline: Deadline | None = None) -> schemas.Action:
         """As many calls of `step`, in order, saved at once; the action for the step after the last.
@@ -129,7 +129,7 @@ class StepLoop:
             given = []
             for index, item in enumerate(request.transitions):
                 outcome = recording.check_outcome(item, networks, f"$.transitions[{index}]")
-                (result,) = recording.record(session, [(item, outcome)], changes, networks, self._settings.reorder_window)
+                (result,) = recording.record(session, [(item, outcome)], changes, networks, self.settings.reorder_window)
                 known, is_last = result.status == "duplicate", index == len(request.transitions) - 1
                 if known and is_last:
                     recording.check_newest(session, item.step)
@@ -141,7 +141,7 @@ class StepLoop:
             return given
 
         given = await self._apply(session_id, change, deadline, wanted=acting.next_version)
-        return [self._counted(action) for action in given][-1]
+        return [self.counted(action) for action in given][-1]
 
     async def add_transitions(self, session_id: str, request: schemas.PostTransitions) -> schemas.TransitionsPosted:
         """Store outcomes of acted steps."""
@@ -151,13 +151,13 @@ class StepLoop:
             outcomes = [
                 (item, recording.check_outcome(item, networks, f"$.transitions[{i}]")) for i, item in enumerate(request.transitions)
             ]
-            results = recording.record(session, outcomes, changes, networks, self._settings.reorder_window)
+            results = recording.record(session, outcomes, changes, networks, self.settings.reorder_window)
             return schemas.TransitionsPosted(
                 *_counts(results),
                 results=results,
                 gaps=recording.gaps(session),
                 context_size=session.rows,
-                task_version=self._store.task_version(loaded.keys),
+                task_version=self.store.task_version(loaded.keys),
                 episode_over=not session.episode_open,
             )
 
@@ -188,9 +188,9 @@ class StepLoop:
     def _act(
         self, session: Session, step: int, state: Floats, networks: Networks, policy: MetaPolicy | None, changes: Changes
     ) -> schemas.Action:
-        answer = acting.act(session, step, state, networks=networks, policy=policy, max_ahead=self._settings.max_steps_ahead)
+        answer = acting.act(session, step, state, networks=networks, policy=policy, max_ahead=self.settings.max_steps_ahead)
         if not answer.replayed:
-            changes.events.append(_acted(session, answer, state))
+            changes.events.append(acted(session, answer, state))
         return answer
 
     async def _apply(
@@ -199,26 +199,27 @@ class StepLoop:
         for attempt in range(MAX_ATTEMPTS):
             if deadline is not None:
                 deadline.check()
-            loaded = self._store.load(session_id) if attempt else self._store.recall(session_id)
+            loaded = self.store.load(session_id) if attempt else self.store.recall(session_id)
             networks = self.networks(loaded)
             if not loaded.recalled:
-                self._prepare(loaded, networks)
+                self.prepare(loaded, networks)
             changes = Changes()
             try:
-                reply = change(loaded, changes, networks, await self._policy(loaded, networks, wanted))
+                reply = change(loaded, changes, networks, await self.policy_for(loaded, networks, wanted))
             except ServiceError:
                 if not loaded.recalled:
                     raise
                 continue  # refused for what the session was; see what it is
             if deadline is not None:
                 deadline.check()
-            if self._store.save(loaded, changes):
-                self._grew(loaded, changes, networks)
+            if self.store.save(loaded, changes):
+                self.grew(loaded, changes, networks)
                 return reply
             await asyncio.sleep(0 if attempt < 3 else 0.001 * attempt)  # let the other requests finish
         raise _busy(session_id)
 
-    def _counted(self, answer: schemas.Action) -> schemas.Action:
+    def counted(self, answer: schemas.Action) -> schemas.Action:
+        """An answer, its limits counted."""
         if not answer.replayed:
             for limit in answer.limited:
                 self._metrics.limited.labels(limit).inc()
@@ -226,7 +227,7 @@ class StepLoop:
                 self._metrics.outside.inc()
         return answer
 
-    async def _policy(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
+    async def policy_for(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
         """The policy that the next action needs; None when a running skill is kept."""
         version = wanted(loaded, networks.spec.skill_horizon)
         if version is None:
@@ -238,7 +239,7 @@ class StepLoop:
     async def _load_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
         return await asyncio.shield(self._loading_of(loaded, networks, version))
 
-    def _prepare(self, loaded: Loaded, networks: Networks) -> None:
+    def prepare(self, loaded: Loaded, networks: Networks) -> None:
         """Begin to load the version that the next skill will be chosen with, so that the step that chooses need not wait."""
         version = loaded.current_version
         if version and acting.follows_versions(loaded.session) and not self._policies.get(loaded.session.session_id, version):
@@ -263,7 +264,8 @@ class StepLoop:
         if not done.cancelled() and done.exception() is None:  # whoever waits for it sees the error; else the next one tries again
             self._policies.put(wanted[0], done.result())
 
-    def _grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
+    def grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
+        """Count what was saved, and start what follows from it."""
         self._metrics.transitions.inc(changes.transitions)
         if changes.rows:
             self._metrics.skill_transitions.inc(len(changes.rows))
@@ -276,7 +278,8 @@ def _began(session: Session) -> Began:
     return Began(session.episode, session.rows, session.phase, session.use_skill_prior, session.embedding, session.task_version)
 
 
-def _acted(session: Session, answer: schemas.Action, state: Floats) -> Acted:
+def acted(session: Session, answer: schemas.Action, state: Floats) -> Acted:
+    """What the log keeps of a new action."""
     skill = session.skills[-1]
     action = pack_rows(np.array(answer.action, np.float32))
     began = skill.skill if answer.skill_step == 0 else None

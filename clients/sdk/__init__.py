@@ -21,6 +21,7 @@ from clients.sdk.models import (
     TransitionsPosted,
 )
 from clients.sdk.session import Session
+from clients.sdk.session_group import SessionGroup
 from clients.sdk.transport import HttpTransport, Reply, Transport
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "RewardsPosted",
     "ServiceError",
     "Session",
+    "SessionGroup",
     "SessionInfo",
     "SkilletClient",
     "SkilletError",

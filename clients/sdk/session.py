@@ -103,8 +103,15 @@ class Session:
         With ``budget_s`` it is sent once and must be answered within that time: the service refuses it when it comes too late.
         Raises InvalidObservation, EpisodeState, Conflict; UnsafeAction; with a budget DeadlinePassed and RequestTimeout.
         """
-        body = {"episode": self._require_episode(), "step": self._next_act, "observation": self._checked(observation)}
-        action = self._guarded(_action(self._call("act", body, budget_s)))
+        return self.acted(self._call("act", self.act_body(observation), budget_s))
+
+    def act_body(self, observation: Any) -> dict[str, Any]:
+        """What `act` sends. Raises InvalidObservation, EpisodeState."""
+        return {"episode": self._require_episode(), "step": self._next_act, "observation": self._checked(observation)}
+
+    def acted(self, reply: Any) -> Action:
+        """Take the reply to `act_body`."""
+        action = self._guarded(_action(reply))
         self._next_act += 1
         return action
 
@@ -116,6 +123,10 @@ class Session:
         The reply to an outcome that is terminated or truncated has ``episode_over`` and no action. ``budget_s`` as in `act`.
         Raises InvalidObservation, InvalidRequest (reward not finite), EpisodeState, Conflict; and as `act`.
         """
+        return self.stepped(self._call("step", self.step_body(reward, next_observation, terminated, truncated), budget_s))
+
+    def step_body(self, reward: float | None, next_observation: Any, terminated: bool, truncated: bool) -> dict[str, Any]:
+        """What `step` sends. Raises as it does before it sends."""
         episode, step = self._require_episode(), self._next_outcome
         if step != self._next_act - 1:
             ahead = self._next_act - step
@@ -123,8 +134,11 @@ class Session:
                 f"step reports the outcome of the last action, and {ahead} actions have no outcome yet",
                 action="call act first" if ahead == 0 else "post the earlier ones with post_transitions",
             )
-        body = {"episode": episode, "step": step, **self.outcome(reward, next_observation, terminated, truncated)}
-        action = self._guarded(_action(self._call("step", body, budget_s)))
+        return {"episode": episode, "step": step, **self.outcome(reward, next_observation, terminated, truncated)}
+
+    def stepped(self, reply: Any) -> Action:
+        """Take the reply to `step_body`."""
+        action = self._guarded(_action(reply))
         self._next_outcome += 1
         self._next_act += 1
         self._open = not action.episode_over
