@@ -57,9 +57,13 @@ format: setup ## write the code in the project's style
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: setup ## benchmarks: the client's transport, then the whole pipeline from nothing (up to 40 minutes)
+bench: setup ## benchmarks of serving: latency beside other servers (needs wrk), learner, sessions, ingest, SDK
+	@$(PY) -m benchmarks.serving --bundle $(BUNDLE)
+	@$(PY) -m benchmarks.stream
+	@$(PY) -m benchmarks.finetuning --bundle $(BUNDLE)
+	@$(PY) -m benchmarks.sessions --bundle $(BUNDLE)
+	@$(PY) -m benchmarks.ingest --bundle $(BUNDLE)
 	@$(PY) -m benchmarks.client_transport
-	@$(PY) -m benchmarks.pipeline --config $(CONFIG)
 
 lock: ## resolve the newest versions that pyproject.toml allows and write requirements.lock
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

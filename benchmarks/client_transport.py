@@ -8,21 +8,19 @@ manager, and the pool of one host), and the SDK's whole `step`, which encodes, c
 import argparse
 import json
 import socket
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import urllib3
 
+from benchmarks.processes import free_port, started, uvicorn
 from clients.sdk import HttpTransport, Session, SkilletClient
 from clients.sdk.models import SessionInfo, parse
 
-ACTION = {"episode": 0, "step": 1, "action": [0.1, -0.2], "skill_step": 1, "policy_version": 0, "task_version": 0, "phase": "exploring"}
-REPLY = json.dumps({**ACTION, "episode_over": False, "replayed": False}).encode()
-HEADERS = [(b"content-type", b"application/json"), (b"content-length", str(len(REPLY)).encode())]
 OUTCOME = {"episode": 0, "step": 0, "reward": 0.0, "next_observation": [0.1, 0.2, 0.3, 0.4], "terminated": False, "truncated": False}
 VECTOR = {"names": ["w", "x", "y", "z"], "units": ["m"] * 4, "low": [-1] * 4, "high": [1] * 4}
 SESSION = {
@@ -39,6 +37,9 @@ SESSION = {
     "step": 1,
     "episode_open": True,
     "episodes_completed": 0,
+    "gaps": [],
+    "pending_rewards": [],
+    "share_skills": False,
     "context_size": 0,
     "task_version": 0,
     "policy_version": 0,
@@ -59,34 +60,12 @@ SESSION = {
 }
 
 
-async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-    """Answer every request with the same action."""
-    if scope["type"] != "http":
-        return
-    while (await receive()).get("more_body"):
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-    await send({"type": "http.response.body", "body": REPLY})
-
-
 @contextmanager
-def server() -> Any:
-    """Run `app` in a process of its own. Yields its port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "benchmarks.client_transport:app", "--port", str(port), "--log-level", "error"]
-    process = subprocess.Popen([*command, "--no-access-log"])
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                time.sleep(0.02)
+def server() -> Iterator[int]:
+    """Run `benchmarks.servers.floor` in a process of its own. Yields its port."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder, started(uvicorn("benchmarks.servers.floor:app", port), port, log=Path(folder) / "log"):
         yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def ways(port: int) -> dict[str, Callable[[], object]]:

@@ -3,30 +3,33 @@
 Client (wrk) and servers run in processes of their own on this machine. All rows get the same observations; a row is measured for some
 seconds at a time, the rows in turn, so that whatever else the machine does hits all of them; figures are medians over the rounds, ratios
 are taken within a round. Before that each row is warmed up for a second that does not count. Stateful rows walk real steps: every request
-has the next (episode, step) of its session and is stored in Redis before it is answered.
+has the next (episode, step) of its session and is stored in Redis before it is answered. Skillet runs with one API process, one that stands
+by, its Redis and no learner; its memory is that of all four. Other servers are installed into the user's cache folder the first time.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import urllib3
-
 from benchmarks.http_load import Load, Walk, drive
-from benchmarks.processes import family, free_port, peak_mb, started, uvicorn
+from benchmarks.peers import PEERS
+from benchmarks.processes import START_TIMEOUT_S, family, free_port, peak_mb, started, uvicorn
 from benchmarks.servers.decoder import BUNDLE
+from benchmarks.skillet_service import SkilletService, act_body, observation_of, step_body
 
 ACTS = 40
-"""Steps that one session acts without an outcome in the row `act`: then comes the next session."""
+"""Steps that one session acts without an outcome in the row of `act`: then comes the next session."""
+
+Walks = Callable[[int, int], Sequence[Walk]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """One way to get actions, ready to be measured: ``walks(connections, seconds)`` makes what a run drives along."""
 
@@ -34,90 +37,12 @@ class Row:
     port: int
     body: str
     pid: int
-    walks: Callable[[int, int], Sequence[Walk]]
-    note: str = ""
-
-
-class Skillet:
-    """A running service without learners, and the sessions that are driven."""
-
-    def __init__(self, bundle: Path, folder: Path, stack: ExitStack) -> None:
-        self.port = free_port()
-        command = [sys.executable, "-m", "service", "--bundle", str(bundle), "--port", str(self.port), "--no-learner"]
-        self.pid = stack.enter_context(started([*command, "--data-dir", str(folder / "data")], self.port, log=folder / "skillet.log"))
-        self._http = urllib3.HTTPConnectionPool("127.0.0.1", self.port, maxsize=1)
-        self._stepping: list[str] = []
-
-    def step_walks(self, connections: int, seconds: int) -> list[Walk]:
-        """One session for each connection, its first action given, from where it stands."""
-        while len(self._stepping) < connections:
-            path = self._open()
-            self._post(f"{path}/act", {"episode": 0, "step": 0, "observation": self._observation})
-            self._stepping.append(path)
-        now = [json.loads(self._http.request("GET", path).data)["step"] for path in self._stepping[:connections]]
-        return [Walk(f"{path}/step", step - 1) for path, step in zip(self._stepping, now, strict=False)]
-
-    def act_walks(self, connections: int, seconds: int) -> list[Walk]:
-        """As many fresh sessions as the run can need."""
-        return [Walk(f"{self._open()}/act", 0, ACTS) for _ in range(max(connections, seconds * 8000 // ACTS))]
-
-    def _open(self) -> str:
-        session = self._post("/v1/sessions", {"conditioning_episodes": 1000, "ttl_s": 3600})
-        self._observation = [
-            (low + high) / 2 for low, high in zip(*(session["specs"]["observation"][end] for end in ("low", "high")), strict=True)
-        ]
-        path = f"/v1/sessions/{session['session_id']}"
-        self._post(f"{path}/episodes", {})
-        return path
-
-    def _post(self, path: str, body: object) -> dict[str, object]:
-        reply = self._http.request("POST", path, json=body)
-        if reply.status >= 300:
-            raise RuntimeError(reply.data.decode())
-        return json.loads(reply.data)
-
-
-def observation_of(bundle: Path) -> list[float]:
-    """One with as many digits as readings have."""
-    spec = json.loads((bundle / "manifest.json").read_text())["spec"]["observation"]
-    return [
-        low + (high - low) * (0.3 + 0.4 * (index * 0.6180339887 % 1))
-        for index, (low, high) in enumerate(zip(spec["low"], spec["high"], strict=True))
-    ]
-
-
-def rows_of(bundle: Path, folder: Path, stack: ExitStack) -> list[Row]:
-    """Start every server."""
-    observation = json.dumps(observation_of(bundle))
-    act = f'{{"episode": 0, "step": %d, "observation": {observation}}}'
-    step = f'{{"episode": 0, "step": %d, "reward": 0.0, "next_observation": {observation}, "terminated": false, "truncated": false}}'
-    rows = []
-    for name, app in (("bare ASGI (floor)", "floor"), ("plain FastAPI + pydantic", "plain_fastapi")):
-        port = free_port()
-        command = uvicorn(f"benchmarks.servers.{app}:app", port)
-        pid = stack.enter_context(started(command, port, log=folder / f"{app}.log", **{BUNDLE: str(bundle)}))
-        rows.append(Row(name, port, act, pid, lambda connections, seconds: [Walk("/act")] * connections))
-    skillet = Skillet(bundle, folder, stack)
-    rows.append(Row("Skillet act", skillet.port, act, skillet.pid, skillet.act_walks))
-    rows.append(Row("Skillet step", skillet.port, step, skillet.pid, skillet.step_walks))
-    return rows
-
-
-def measure(rows: Sequence[Row], connections: int, rounds: int, seconds: int) -> dict[str, list[Load]]:
-    """Drive the rows in turn, ``rounds`` times, after a warm-up of a second each."""
-    found: dict[str, list[Load]] = {row.name: [] for row in rows}
-    for number in range(rounds + 1):
-        for row in rows:
-            length = seconds if number else 1
-            load = drive(row.port, row.walks(connections, length), row.body, connections=connections, seconds=length)
-            if number:
-                found[row.name].append(load)
-    return found
+    walks: Walks
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A row's figures: medians over the rounds; ``to_floor`` is the ratio of p50 within a round."""
+    """A row's figures: medians over the rounds; ``to_floor`` is the ratio of p50 to the floor's within a round."""
 
     name: str
     connections: int
@@ -128,21 +53,126 @@ class Figures:
     peak_mb: float
 
 
-def summarise(rows: Sequence[Row], found: dict[str, list[Load]], connections: int) -> list[Figures]:
-    """Medians over the rounds."""
-    floor = found[rows[0].name]
-    return [
-        Figures(
-            row.name,
-            connections,
-            statistics.median(load.p50_ms / below.p50_ms for load, below in zip(found[row.name], floor, strict=True)),
-            statistics.median(load.p50_ms for load in found[row.name]),
-            statistics.median(load.p99_ms for load in found[row.name]),
-            statistics.median(load.per_s for load in found[row.name]),
-            peak_mb(family(row.pid)),
-        )
-        for row in rows
-    ]
+class Stepping:
+    """Sessions that go on step by step, one for each connection."""
+
+    def __init__(self, service: SkilletService) -> None:
+        self._service, self._paths = service, list[str]()
+
+    def __call__(self, connections: int, seconds: int) -> list[Walk]:
+        """From where they stand."""
+        while len(self._paths) < connections:
+            path = self._service.open_session()
+            self._service.post(f"{path}/act", json.loads(act_body(observation_of(self._service.bundle)) % 0))
+            self._paths.append(path)
+        return [Walk(f"{path}/step", self._service.get(path)["step"] - 1) for path in self._paths[:connections]]
+
+
+def rows_of(bundle: Path, folder: Path, stack: ExitStack, *, peers: Sequence[str]) -> list[Row]:
+    """Start every server."""
+    act = act_body(observation_of(bundle))
+    rows = [_asgi(name, app, bundle, folder, stack) for name, app in (("bare ASGI (floor)", "floor"), ("plain FastAPI", "plain_fastapi"))]
+    service = SkilletService(bundle, folder, stack)
+
+    def act_walks(connections: int, seconds: int) -> list[Walk]:
+        return [Walk(f"{service.open_session()}/act", 0, ACTS) for _ in range(max(connections, seconds * 8000 // ACTS))]
+
+    rows.append(Row("Skillet act", service.port, act, service.pid, act_walks))
+    rows.append(Row("Skillet step", service.port, step_body(observation_of(bundle)), service.pid, Stepping(service)))
+    return rows + _peers(bundle, folder, stack, peers)
+
+
+def _asgi(name: str, app: str, bundle: Path, folder: Path, stack: ExitStack) -> Row:
+    port = free_port()
+    command = uvicorn(f"benchmarks.servers.{app}:app", port)
+    pid = stack.enter_context(started(command, port, log=folder / f"{app}.log", **{BUNDLE: str(bundle)}))
+    return Row(name, port, act_body(observation_of(bundle)), pid, _same("/act"))
+
+
+def _same(path: str) -> Walks:
+    return lambda connections, seconds: [Walk(path)] * connections
+
+
+def _peers(bundle: Path, folder: Path, stack: ExitStack, names: Sequence[str]) -> list[Row]:
+    """Those that can be installed and answer; of the others it is said why not."""
+    observation, rows = observation_of(bundle), []
+    environment = {BUNDLE: str(bundle.absolute()), "PYTHONPATH": str(Path(__file__).parents[1])}
+    for peer in (each for each in PEERS if each.name in names):
+        print(f"installing {peer.name} ...", flush=True)
+        port = free_port()
+        try:
+            peer.install()
+            pid = stack.enter_context(started(peer.start_command(port), port, log=folder / f"{peer.name}.log", **environment))
+            row = Row(peer.name, port, peer.body(json.dumps(observation), len(observation)), pid, _same(peer.path))
+            _await_answers(row)
+        except RuntimeError as error:
+            print(f"{peer.name} is left out: {error}", flush=True)
+        else:
+            rows.append(row)
+    return rows
+
+
+def _await_answers(row: Row) -> None:
+    """Some listen before their workers have loaded. Raises RuntimeError when no answer comes."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            drive(row.port, row.walks(1, 1), row.body, connections=1, seconds=1)
+            return
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+
+
+def measure(rows: Sequence[Row], connections: int, rounds: int, seconds: int) -> list[Figures]:
+    """Drive the rows in turn, ``rounds`` times, after a warm-up of a second each."""
+    found: dict[str, list[Load]] = {row.name: [] for row in rows}
+    for number in range(rounds + 1):
+        for row in rows:
+            length = seconds if number else 1
+            load = drive(row.port, row.walks(connections, length), row.body, connections=connections, seconds=length)
+            if number:
+                found[row.name].append(load)
+    return [_summary(row, found[row.name], found[rows[0].name], connections) for row in rows]
+
+
+def _summary(row: Row, loads: Sequence[Load], floor: Sequence[Load], connections: int) -> Figures:
+    to_floor = statistics.median(load.p50_ms / below.p50_ms for load, below in zip(loads, floor, strict=True))
+    p50_ms, p99_ms, per_s = (statistics.median(getattr(load, name) for load in loads) for name in ("p50_ms", "p99_ms", "per_s"))
+    return Figures(row.name, connections, to_floor, p50_ms, p99_ms, per_s, peak_mb(family(row.pid)))
+
+
+def table(figures: Sequence[Figures]) -> str:
+    """As Markdown."""
+    lines = ["| | connections | p50 / floor | p50 ms | p99 ms | requests/s | peak MB |", "|---|---|---|---|---|---|---|"]
+    for each in figures:
+        numbers = f"{each.to_floor:.2f} | {each.p50_ms:.3f} | {each.p99_ms:.3f} | {each.per_s:,.0f} | {each.peak_mb:.0f}"
+        lines.append(f"| {each.name} | {each.connections} | {numbers} |")
+    return "\n".join(lines)
+
+
+def plot(figures: Sequence[Figures], file: Path) -> None:
+    """Ratios at one connection and requests per second at the most."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    least, most = (pick(each.connections for each in figures) for pick in (min, max))
+    chosen, axes = plt.subplots(1, 2, figsize=(11, 0.5 + 0.45 * len({each.name for each in figures})), sharey=True)
+    for axis, connections, field, label in (
+        (axes[0], least, "to_floor", f"p50 / bare ASGI, {least} connection(s)"),
+        (axes[1], most, "per_s", f"requests/s, {most} connection(s)"),
+    ):
+        rows = [each for each in figures if each.connections == connections]
+        colours = ["tab:blue" if each.name.startswith("Skillet") else "silver" for each in rows]
+        bars = axis.barh([each.name for each in rows], [getattr(each, field) for each in rows], color=colours)
+        axis.bar_label(bars, fmt="{:,.1f}" if field == "to_floor" else "{:,.0f}", padding=3, fontsize=8)
+        axis.set(xscale="log", xlabel=label)
+        axis.margins(x=0.2)
+    axes[0].invert_yaxis()
+    chosen.tight_layout()
+    chosen.savefig(file, dpi=120)
 
 
 def main() -> None:
@@ -154,19 +184,21 @@ def main() -> None:
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2, help="of one row in one round")
+    parser.add_argument("--peers", nargs="*", default=[peer.name for peer in PEERS], help="other servers; without a name: none")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--plot", type=Path, help="draw them here")
     options = parser.parse_args()
     figures: list[Figures] = []
     with ExitStack() as stack:
-        rows = rows_of(options.bundle, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="serving-"))), stack)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="serving-")))
+        rows = rows_of(options.bundle, folder, stack, peers=options.peers)
         for connections in options.connections:
-            found = measure(rows, connections, options.rounds, options.seconds)
-            figures += summarise(rows, found, connections)
-            print(f"{connections} connection(s)".ljust(40) + "p50/floor  p50 ms   p99 ms   per s   peak MB")
-            for each in figures[-len(rows) :]:
-                print(f"{each.name:40}{each.to_floor:9.2f}{each.p50_ms:8.3f}{each.p99_ms:9.3f}{each.per_s:8.0f}{each.peak_mb:10.0f}")
+            figures += measure(rows, connections, options.rounds, options.seconds)
+    print(table(figures))
     if options.json:
         options.json.write_text(json.dumps([asdict(each) for each in figures], indent=1) + "\n")
+    if options.plot:
+        plot(figures, options.plot)
 
 
 if __name__ == "__main__":
