@@ -18,10 +18,10 @@ import gymnasium as gym
 
 from benchmarks.client_runs import ClientRuns, Run
 from benchmarks.learning_curve import Curves, plot, summarise, table
-from benchmarks.published import PUBLISHED
 from clients.sdk import SkilletClient, SkilletError
 from clients.simulator.__main__ import without_module
 from clients.simulator.tasks import Domain, find_domain
+from training.methods.published import PUBLISHED
 
 INTERRUPTED = 130
 

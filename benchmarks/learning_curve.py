@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
-from benchmarks.published import Curve
+from training.methods.published import Curve
 from training.statistics import bootstrap_interval
 
 LATER: Final[dict[str, tuple[tuple[int, int], ...]]] = {"maze": ((45, 50), (50, 60), (90, 100)), "kitchen": ((50, 60), (90, 100))}

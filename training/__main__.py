@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.config import load_config, presets
 from training.contract.errors import SkilletError
+from training.methods.compare import compare
 from training.stages import STAGES, Run
 
 
@@ -16,7 +17,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training",
         description="Train skills and a meta-policy from offline data, and export them as a bundle.",
-        epilog=f"stages, in their order:\n{lines}\n  all        every stage; those that are complete are skipped\n\n"
+        epilog=f"stages, in their order:\n{lines}\n  all        every stage; those that are complete are skipped\n"
+        "  compare    this method beside others on the unseen tasks (python -m training compare --help)\n\n"
         "A stage that was interrupted goes on from its checkpoint when it is started again.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -31,24 +33,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage, or all. Returns the exit code."""
-    options = _parser().parse_args(arguments)
-    command = "python -m training " + shlex.join(arguments if arguments is not None else sys.argv[1:])
+    """Run one stage, or all, or the comparison of methods. Returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        config = load_config(options.config, options.overrides)
-        run = Run(config, options.run, options.bundle, command=command, device=options.device, threads=options.threads)
-        for name in STAGES if options.stage == "all" else [options.stage]:
-            if options.stage == "all" and run.complete(name):
-                run.say(f"{name}: complete, skipped")
-                continue
-            STAGES[name](run)
-            run.finish(name)
+        return compare(arguments[1:]) if arguments[:1] == ["compare"] else _run_stages(arguments)
     except SkilletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; start the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _run_stages(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    command = "python -m training " + shlex.join(arguments)
+    config = load_config(options.config, options.overrides)
+    run = Run(config, options.run, options.bundle, command=command, device=options.device, threads=options.threads)
+    for name in STAGES if options.stage == "all" else [options.stage]:
+        if options.stage == "all" and run.complete(name):
+            run.say(f"{name}: complete, skipped")
+            continue
+        STAGES[name](run)
+        run.finish(name)
     return 0
 
 

@@ -1,7 +1,7 @@
 """The whole target-task protocol offline (SiMPL, section 4.3): condition, encode, act, fine-tune, for tasks x seeds side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from training.config import TrainingConfig
-from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats, select_context
 from training.contract.exploration import EpisodePlan, Phase, automatic_phase, drawn_embedding, plan_episode
+from training.contract.spec import ModelSpec
 from training.finetuning import Finetuner
 from training.meta_training import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
 from training.replay import SkillEpisode
 from training.rollout import Acting, TaskSimulator, rollout
 from training.run_log import RunLog
+from training.stacked_finetuning import update_together
 
 
 @dataclass
@@ -31,36 +32,57 @@ class TargetSession:
     policy: MetaPolicy
     context: list[Floats] = field(default_factory=list)
     rewarded: bool = False
-    embedding: Floats | None = None
     learner: Finetuner | None = None
     returns: list[float] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    """Environment steps of each episode."""
     deterministic_returns: dict[int, float] = field(default_factory=dict)
     """By the number of episodes before: the return of one that acts with the mean skill, the posterior's mean, and leaves no trace."""
 
 
 class TargetProtocol:
-    """Runs sessions in lock-step with the rules that the service follows (`training.contract.exploration`)."""
+    """Runs sessions in lock-step with the rules that the service follows (`training.contract.exploration`).
+
+    ``new_learner`` makes the learner of a task embedding [E] and a seed; None: nothing is fine-tuned.
+    """
 
     def __init__(
-        self, config: TrainingConfig, networks: MetaNetworks, bundle: Bundle, simulator: TaskSimulator, *, finetuning: bool = True
+        self,
+        config: TrainingConfig,
+        networks: MetaNetworks,
+        spec: ModelSpec,
+        simulator: TaskSimulator,
+        new_learner: Callable[[Floats, int], Finetuner] | None,
     ) -> None:
-        self.config, self.networks, self.bundle, self.simulator, self.finetuning = config, networks, bundle, simulator, finetuning
-        self.layout = ContextLayout(bundle.manifest.spec.state_dim, bundle.manifest.spec.skill_dim)
+        self.config, self.networks, self.spec, self.simulator, self.new_learner = config, networks, spec, simulator, new_learner
+        self.layout = ContextLayout(spec.state_dim, spec.skill_dim)
+
+    def begin(self, tasks: Sequence[Any], seeds: Sequence[int]) -> list[TargetSession]:
+        """A session of every task with every seed."""
+        return [TargetSession(task, seed, self.networks.policy) for seed in seeds for task in tasks]
 
     def run(self, tasks: Sequence[Any], seeds: Sequence[int], run_dir: Path) -> list[TargetSession]:
         """All tasks with all seeds, to the configured number of episodes."""
-        sessions = [TargetSession(task, seed, self.networks.policy) for seed in seeds for task in tasks]
-        rng = np.random.default_rng([self.config.seed, *seeds])
-        total, every = self.config.evaluate.episodes, self.config.evaluate.deterministic_every
+        sessions, total = self.begin(tasks, seeds), self.config.evaluate.episodes
         with RunLog(run_dir, "evaluate", total, "episodes") as log:
             for episode in range(total):
-                self._episode(sessions, episode, rng)
-                metrics = {"return": float(np.mean([s.returns[-1] for s in sessions]))}
-                if every and (episode + 1) % every == 0 and episode + 1 >= self.config.evaluate.conditioning_episodes:
-                    metrics["deterministic_return"] = self._evaluate(sessions, episode + 1)
-                log.report(episode + 1, metrics)
+                log.report(episode + 1, self.advance(sessions, episode))
         return sessions
+
+    def advance(self, sessions: list[TargetSession], episode: int) -> dict[str, float]:
+        """Episode number ``episode`` (from 0) of every session, and what they learn from it. Returns mean returns.
+
+        All of its randomness derives from its number and the seeds: sessions that are restored after any episode go on as they would have.
+        """
+        self._episode(sessions, episode, np.random.default_rng([self.config.seed, *dict.fromkeys(s.seed for s in sessions), episode]))
+        if self.new_learner is not None:
+            self._learn(sessions, episode + 1)
+        metrics = {"return": float(np.mean([s.returns[-1] for s in sessions]))}
+        every = self.config.evaluate.deterministic_every
+        if every and (episode + 1) % every == 0 and episode + 1 >= self.config.evaluate.conditioning_episodes:
+            metrics["deterministic_return"] = self._evaluate(sessions, episode + 1)
+        return metrics
 
     def _evaluate(self, sessions: list[TargetSession], episodes: int) -> float:
         """One deterministic episode of each session, which it does not remember. Returns their mean return."""
@@ -78,7 +100,7 @@ class TargetProtocol:
             [s.policy for s in sessions] if any(s.learner for s in sessions) else self.networks.policy,
             self.networks.skills.decoder,
             acting,
-            horizon=self.bundle.manifest.spec.skill_horizon,
+            horizon=self.spec.skill_horizon,
             layout=self.layout,
             rng=rng,
         )[0]
@@ -86,7 +108,7 @@ class TargetProtocol:
     def _episode(self, sessions: list[TargetSession], episode: int, rng: np.random.Generator) -> None:
         plans = [self._plan(session, episode) for session in sessions]
         known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
-        exploration, dim = self.config.evaluate.exploration, self.bundle.manifest.spec.task_embedding_dim
+        exploration, dim = self.config.evaluate.exploration, self.spec.task_embedding_dim
 
         def embeddings(skill_index: int) -> torch.Tensor:
             chosen = [
@@ -102,21 +124,24 @@ class TargetProtocol:
             session.rewarded |= bool((result.rows[:, self.layout.reward] != 0).any())
             session.returns.append(result.episode_return)
             session.successes.append(result.success)
-            if self.finetuning:
-                self._learn(session, episode + 1)
+            session.steps.append(result.steps)
 
     def _plan(self, session: TargetSession, episode: int) -> EpisodePlan:
         config = self.config.evaluate
-        phase = automatic_phase(episode, config.conditioning_episodes, rewarded=session.rewarded, finetuned=session.learner is not None)
+        phase = self._phase(session, episode)
         return plan_episode(
             phase,
             seed=session.seed,
             episode=episode,
             conditioning_episodes=config.conditioning_episodes,
-            task_embedding_dim=self.bundle.manifest.spec.task_embedding_dim,
+            task_embedding_dim=self.spec.task_embedding_dim,
             exploration=config.exploration,
             posterior=self._posterior(session) if config.exploration.asks_posterior(phase, rewarded=session.rewarded) else None,
         )
+
+    def _phase(self, session: TargetSession, episode: int) -> Phase:
+        conditioning = self.config.evaluate.conditioning_episodes
+        return automatic_phase(episode, conditioning, rewarded=session.rewarded, finetuned=session.learner is not None)
 
     def _known_embedding(self, plan: EpisodePlan, session: TargetSession) -> Floats | None:
         """The embedding of the whole episode; None where it is drawn anew on the way."""
@@ -133,22 +158,30 @@ class TargetProtocol:
     def _posterior(self, session: TargetSession) -> tuple[Floats, Floats]:
         """Mean and scale [E] of the task posterior of all complete episodes."""
         rows = np.concatenate(session.context) if session.context else np.zeros((0, self.layout.width), np.float32)
-        chosen = torch.from_numpy(select_context(rows, self.layout, self.bundle.manifest.spec.max_context))[None]
+        chosen = torch.from_numpy(select_context(rows, self.layout, self.spec.max_context))[None]
         mean, scale = self.networks.encoder(chosen, torch.ones(chosen.shape[:2]))
         return mean[0].numpy(), scale[0].numpy()
 
-    def _learn(self, session: TargetSession, episodes: int) -> None:
-        """What the service's learner does when an episode is complete."""
-        conditioning = self.config.evaluate.conditioning_episodes
-        if automatic_phase(episodes, conditioning, rewarded=session.rewarded, finetuned=True) is Phase.EXPLORING:
-            return
+    def _learn(self, sessions: list[TargetSession], episodes: int) -> None:
+        """What the service's learner does when an episode, number ``episodes`` from 1, is complete."""
+        for session in sessions:
+            if self._phase(session, episodes) is not Phase.EXPLORING:
+                self._take_in(session)
+        update_together([session.learner for session in sessions if session.learner is not None])
+
+    def _take_in(self, session: TargetSession) -> None:
+        """Let the learner learn from the newest episode; make one, which learns from all episodes, where there is none yet."""
         if session.learner is None:
-            session.learner = Finetuner.from_bundle(self.bundle, self._posterior(session)[0], session.seed)
-            for rows in session.context[:-1]:
-                session.learner.add_episode(rows)
-        session.learner.add_episode(session.context[-1])
-        session.learner.update(session.learner.updates_due())
+            self._start_learner(session, session.context)
+        else:
+            session.learner.add_episode(session.context[-1])
+
+    def _start_learner(self, session: TargetSession, episodes: Sequence[Floats]) -> None:
+        assert self.new_learner is not None
+        session.learner = self.new_learner(self._posterior(session)[0], session.seed)
         session.policy = session.learner.networks.policy
+        for rows in episodes:
+            session.learner.add_episode(rows)
 
 
 def write_results(sessions: Sequence[TargetSession], path: Path) -> NDArray[np.float64]:

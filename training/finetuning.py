@@ -4,8 +4,9 @@ It starts from the meta-trained policy, critics and KL coefficient with the task
 replay, and begins updating at once.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -13,7 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import FeatureConfig, FinetuningConfig, NetworkConfig, SkillConfig
+from training.config import FeatureConfig, FinetuningConfig, NetworkConfig, SkillConfig, TrainingConfig
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats
 from training.contract.spec import LEARNER_WEIGHTS
@@ -22,7 +23,10 @@ from training.networks.critic import SkillCritic
 from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillPrior
 from training.prior_regularised_sac import Coefficients, actor_terms, critic_loss, critic_target, polyak, step
-from training.replay import TaskReplay
+from training.replay import Batch, TaskReplay
+
+if TYPE_CHECKING:
+    from training.meta_training import MetaNetworks
 
 
 class LearnerNetworks(torch.nn.Module):
@@ -38,6 +42,14 @@ class LearnerNetworks(torch.nn.Module):
         self.critic = SkillCritic(state_features, layout.skill_dim, networks)
         self.target_critic = SkillCritic(state_features, layout.skill_dim, networks).requires_grad_(False)
         self.coefficient = Coefficients(1e-3, kl_target)
+
+    @classmethod
+    def from_meta(cls, networks: "MetaNetworks", config: TrainingConfig, coefficient: float) -> "LearnerNetworks":
+        """Copies of meta-trained networks, with the KL coefficient to begin from."""
+        layout = ContextLayout(len(networks.policy.skill_prior.features.mean), config.skills.skill_dim)
+        learner = cls(layout, config.features, config.skills, config.networks, config.finetuning.kl_target)
+        learner.load_state_dict(load_tensors(cls.pack(networks.policy, networks.critic, networks.target_critic, coefficient)))
+        return learner
 
     @staticmethod
     def pack(policy: MetaPolicy, critic: SkillCritic, target_critic: SkillCritic, coefficient: float) -> bytes:
@@ -63,6 +75,43 @@ class LearnerNetworks(torch.nn.Module):
         return networks
 
 
+def finetuning_step(
+    config: FinetuningConfig,
+    networks: LearnerNetworks,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    batch: Batch,
+    embedding: Tensor,
+    noise: Tensor,
+) -> dict[str, Tensor]:
+    """One step of critics, actor and KL coefficient. Returns detached scalar metrics.
+
+    ``batch`` [B, ...], ``embedding`` [B, E] and ``noise`` [2, B, Z] belong to one task; or, where the networks are those of ``S`` tasks
+    side by side (`training.stacked_finetuning`), [S, B, ...], [S, B, E] and [2, S, B, Z].
+    """
+    alpha = networks.coefficient()  # [1] or [S, 1]
+    tasks = alpha.numel()  # means over tasks become sums, so that no task's gradient depends on the others
+    target = critic_target(
+        batch, embedding, networks.policy, networks.target_critic, alpha,
+        discount=config.discount, kl_clip=config.kl_clip, return_bound=config.return_bound, noise=noise[0],
+    )  # fmt: skip
+    judged = critic_loss(batch, embedding, networks.critic, target)
+    step(optimizers["critic"], judged * tasks)
+
+    improvement, kl, imitation = actor_terms(batch, embedding, networks.policy, networks.critic, noise[1])
+    acted = (improvement + alpha * kl + config.imitation * imitation).mean()
+    step(optimizers["actor"], acted * tasks)
+
+    step(optimizers["dual"], networks.coefficient.loss(kl.mean(-1, keepdim=True)))
+    polyak(networks.critic, networks.target_critic, config.polyak)
+    return {
+        "critic_loss": judged.detach(),
+        "actor_loss": acted.detach(),
+        "kl": kl.detach().mean(),
+        "alpha": alpha.mean(),
+        "q_mean": -improvement.detach().mean(),
+    }
+
+
 class Finetuner:
     """Fine-tunes one task's policy on that task's own replay.
 
@@ -77,7 +126,7 @@ class Finetuner:
         self.critic_optimizer = torch.optim.Adam(networks.critic.parameters(), config.learning_rate)
         self.actor_optimizer = torch.optim.Adam(networks.policy.net.parameters(), config.learning_rate)
         self.dual_optimizer = torch.optim.Adam([networks.coefficient.raw], config.coefficient_learning_rate)
-        self._random_state = torch.Generator().manual_seed(seed).get_state()
+        self.generator = torch.Generator().manual_seed(seed)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, task_embedding: Floats, seed: int) -> "Finetuner":
@@ -102,40 +151,27 @@ class Finetuner:
         """Make ``count`` gradient steps. Returns their mean losses and diagnostics (KL in nats)."""
         if not len(self.replay):
             raise RuntimeError("no episode to learn from: call add_episode first")
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._random_state)
-            metrics = [self._step() for _ in range(count)]
-            self._random_state = torch.get_rng_state()
-        self.updates += count
-        self.owed = max(0, self.owed - count)
+        metrics = [self._step() for _ in range(count)]
+        self.made(count)
         return {name: float(torch.stack([m[name] for m in metrics]).mean()) for name in metrics[0]} if metrics else {}
 
+    def made(self, count: int) -> None:
+        """Note that so many gradient steps have been made."""
+        self.updates += count
+        self.owed = max(0, self.owed - count)
+
+    def draw(self) -> tuple[Batch, Tensor]:
+        """A batch [B, ...] from the replay for one gradient step, and its noise [2, B, Z]: for the target's skills and for the actor's."""
+        config = self.config
+        batch = self.replay.sample([0], config.batch, config.success_share, self.generator).flat()
+        shape = (config.batch, self.networks.layout.skill_dim)
+        return batch, torch.stack([torch.randn(shape, generator=self.generator) for _ in range(2)])
+
     def _step(self) -> dict[str, Tensor]:
-        config, networks = self.config, self.networks
-        batch = self.replay.sample([0], config.batch, config.success_share, torch.default_generator).flat()
-        embedding = self.task_embedding.expand(config.batch, -1)
-        alpha = networks.coefficient()
-
-        target = critic_target(
-            batch, embedding, networks.policy, networks.target_critic, alpha,
-            discount=config.discount, kl_clip=config.kl_clip, return_bound=config.return_bound,
-        )  # fmt: skip
-        judged = critic_loss(batch, embedding, networks.critic, target)
-        step(self.critic_optimizer, judged)
-
-        improvement, kl, imitation = actor_terms(batch, embedding, networks.policy, networks.critic)
-        acted = (improvement + alpha * kl + config.imitation * imitation).mean()
-        step(self.actor_optimizer, acted)
-
-        step(self.dual_optimizer, networks.coefficient.loss(kl.mean()))
-        polyak(networks.critic, networks.target_critic, config.polyak)
-        return {
-            "critic_loss": judged.detach(),
-            "actor_loss": acted.detach(),
-            "kl": kl.detach().mean(),
-            "alpha": alpha.mean(),
-            "q_mean": -improvement.detach().mean(),
-        }
+        batch, noise = self.draw()
+        return finetuning_step(
+            self.config, self.networks, self.optimizers(), batch, self.task_embedding.expand(self.config.batch, -1), noise
+        )
 
     def policy_weights(self) -> dict[str, Floats]:
         """The fine-tuned part of the policy, by the names of the initializers in ``meta_policy.onnx``."""
@@ -153,28 +189,33 @@ class Finetuner:
         size = self.replay.size(0)
         tensors = {
             "task_embedding": self.task_embedding,
-            "random_state": self._random_state,
+            "random_state": self.generator.get_state(),
             "rows": self.replay.rows[0, :size],
             "discounted_return": self.replay.discounted_return[0, :size],
             "episode_return": self.replay.episode_return[0, :size],
         }
         note: dict[str, Any] = {"episodes": self.episodes, "updates": self.updates, "owed": self.owed, "added": int(self.replay.added[0])}
-        save_checkpoint(path, modules={"networks": self.networks}, optimizers=self._optimizers(), tensors=tensors, note=note)
+        save_checkpoint(path, modules={"networks": self.networks}, optimizers=self.optimizers(), tensors=tensors, note=note)
 
     @classmethod
     def load(cls, bundle: Bundle, path: Path) -> "Finetuner":
         """The learner that was saved, in the state that it was saved in."""
-        dim = bundle.manifest.spec.task_embedding_dim
-        learner = cls.from_bundle(bundle, torch.zeros(dim).numpy(), 0)
-        tensors, note = load_checkpoint(path, modules={"networks": learner.networks}, optimizers=learner._optimizers())
-        learner.task_embedding, learner._random_state = tensors["task_embedding"], tensors["random_state"]
-        learner.episodes, learner.updates, learner.owed = note["episodes"], note["updates"], note["owed"]
-        replay, size = learner.replay, len(tensors["rows"])
+        learner = cls.from_bundle(bundle, torch.zeros(bundle.manifest.spec.task_embedding_dim).numpy(), 0)
+        learner.restore(path)
+        return learner
+
+    def restore(self, path: Path) -> None:
+        """Go back to a state that a learner of the same sizes saved."""
+        tensors, note = load_checkpoint(path, modules={"networks": self.networks}, optimizers=self.optimizers())
+        self.task_embedding = tensors["task_embedding"]
+        self.generator.set_state(tensors["random_state"])
+        self.episodes, self.updates, self.owed = note["episodes"], note["updates"], note["owed"]
+        replay, size = self.replay, len(tensors["rows"])
         replay.rows[0, :size] = tensors["rows"]
         replay.discounted_return[0, :size] = tensors["discounted_return"]
         replay.episode_return[0, :size] = tensors["episode_return"]
         replay.added[0] = note["added"]
-        return learner
 
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By name, for gradient steps and checkpoints."""
         return {"critic": self.critic_optimizer, "actor": self.actor_optimizer, "dual": self.dual_optimizer}

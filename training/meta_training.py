@@ -251,6 +251,7 @@ class MetaTrainer:
             "prior_return": float(np.mean([e.episode_return for e in prior])),
             "posterior_return": float(np.mean([e.episode_return for e in posterior])),
             "posterior_success": float(np.mean([e.success for e in posterior])),
+            "environment_steps": float(sum(e.steps for e in episodes)),
         }
 
     def _relabel(self, episodes: Sequence[SkillEpisode], paths: Sequence[Floats]) -> None:

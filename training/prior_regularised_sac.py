@@ -41,15 +41,18 @@ def critic_target(
     discount: float,
     kl_clip: float,
     return_bound: bool,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """y = r + (1 - d) gamma [min_i Qbar_i(s', z', e) - alpha clip(KL(pi || p))], bounded from below by the observed discounted return. [B].
+
+    ``noise`` [B, Z] is what z' is drawn with, standard normal; None draws it here.
 
     The bound (Oh et al. 2018, self-imitation; here on the target) holds where the dynamics are nearly deterministic; it is what makes a
     sparse reward travel back over hundreds of skills within few updates.
     """
     with torch.no_grad():
         mean, std, prior_mean, prior_std = policy(batch.next_state, embedding)
-        skill = mean + std * torch.randn_like(std)
+        skill = mean + std * (torch.randn_like(std) if noise is None else noise)
         kl = kl_divergence(mean, std, prior_mean, prior_std).clamp_max(kl_clip)
         value = target_critic(batch.next_state, skill, embedding).amin(0) - alpha * kl
         target = batch.reward + (1 - batch.terminated) * discount * value
@@ -61,15 +64,17 @@ def critic_loss(batch: Batch, embedding: Tensor, critic: SkillCritic, target: Te
     return (critic(batch.state, batch.skill, embedding) - target).square().mean()
 
 
-def actor_terms(batch: Batch, embedding: Tensor, policy: MetaPolicy, critic: SkillCritic) -> tuple[Tensor, Tensor, Tensor]:
-    """What the actor minimises, [B] each. The critic is left without gradients.
+def actor_terms(
+    batch: Batch, embedding: Tensor, policy: MetaPolicy, critic: SkillCritic, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the actor minimises, [B] each. The critic is left without gradients; ``noise`` as for `critic_target`.
 
     -min_i Q_i(s, z, e) with z ~ pi, reparametrised; KL(pi || p); and -log pi(z | s, e) of the skills of the task's best episodes, zero for
     other transitions (self-imitation: Oh et al. 2018).
     """
     critic.requires_grad_(False)
     mean, std, prior_mean, prior_std = policy(batch.state, embedding)
-    skill = mean + std * torch.randn_like(std)
+    skill = mean + std * (torch.randn_like(std) if noise is None else noise)
     value = critic(batch.state, skill, embedding).amin(0)
     critic.requires_grad_(True)
     imitation = -torch.distributions.Normal(mean, std, validate_args=False).log_prob(batch.skill).sum(-1) * batch.best

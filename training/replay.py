@@ -1,5 +1,6 @@
 """Replay of skill transitions, one ring for each task; each row knows its discounted return and its episode's total."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,11 @@ class Batch:
     def to(self, device: str) -> "Batch":
         """The batch on a device."""
         return Batch(*(t.to(device) for t in self._parts()))
+
+    @staticmethod
+    def stack(batches: "Sequence[Batch]") -> "Batch":
+        """Batches of one shape [...] as one [S, ...]."""
+        return Batch(*(torch.stack(parts) for parts in zip(*(batch._parts() for batch in batches), strict=True)))
 
     def _parts(self) -> tuple[Tensor, ...]:
         return (self.state, self.skill, self.reward, self.terminated, self.next_state, self.discounted_return, self.best)

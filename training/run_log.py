@@ -1,4 +1,7 @@
-"""What a stage shows and keeps while it runs: a progress bar with its newest metrics, and one JSON line per report."""
+"""What a stage shows and keeps while it runs: a progress bar with its newest metrics, and one JSON line per report.
+
+A line has wall time and the process's CPU time since the stage began, interruptions left out.
+"""
 
 import json
 import sys
@@ -19,7 +22,9 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / f"{stage}.jsonl"
         self._stage, self._unit, self._at = stage, unit, resumed_at
-        self._began = time.monotonic() - _forget_after(self.path, resumed_at)
+        before = _forget_after(self.path, resumed_at)
+        self._began = time.monotonic() - before.get("elapsed_s", 0.0)
+        self._cpu_began = time.process_time() - before.get("cpu_s", 0.0)
         self._total, self._printed = total, 0.0
         self._console = Console(stderr=True)
         self._progress = Progress(
@@ -41,6 +46,11 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._progress.stop()
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of this process since the stage began, interruptions left out."""
+        return time.process_time() - self._cpu_began
+
     def advance(self, at: int) -> None:
         """Move the bar to ``at``."""
         self._at = at
@@ -49,11 +59,10 @@ class RunLog:
     def report(self, at: int, metrics: Mapping[str, float]) -> None:
         """Show metrics and append them to the log."""
         self.advance(at)
-        elapsed_s = time.monotonic() - self._began
+        elapsed_s, cpu_s = time.monotonic() - self._began, self.cpu_s
+        times = {"elapsed_s": round(elapsed_s, 3), "cpu_s": round(cpu_s, 3)}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"at": at, "elapsed_s": round(elapsed_s, 3), **{k: round(float(v), 6) for k, v in metrics.items()}}) + "\n"
-            )
+            file.write(json.dumps({"at": at, **times, **{k: round(float(v), 6) for k, v in metrics.items()}}) + "\n")
         text = " ".join(f"{key} {value:.3g}" for key, value in metrics.items())
         self._progress.update(self._task, text=text)
         if self._progress.disable and (elapsed_s - self._printed > 10 or at >= self._total):
@@ -63,10 +72,10 @@ class RunLog:
             )
 
 
-def _forget_after(path: Path, at: int) -> float:
-    """Drop what an interrupted run had logged beyond its checkpoint. Returns the seconds that it had taken until there."""
+def _forget_after(path: Path, at: int) -> dict[str, float]:
+    """Drop what an interrupted run had logged beyond its checkpoint. Returns the last line that is left, or nothing."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]  # the last may have been cut short
     kept = [line for line in lines if line["at"] <= at] if at else []
     path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    return float(kept[-1]["elapsed_s"]) if kept else 0.0
+    return kept[-1] if kept else {}

@@ -12,8 +12,7 @@ from rich.console import Console
 
 from training.checkpoint import load_checkpoint
 from training.config import TrainingConfig, incompatible_sections
-from training.contract.bundle import Bundle
-from training.contract.context import ContextLayout
+from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
 from training.contract.spec import MANIFEST
 from training.data import Episode, write_minari
@@ -21,6 +20,7 @@ from training.domains import Domain, open_domain
 from training.envelope import learn_envelope
 from training.evaluate import TargetProtocol, write_results
 from training.export import config_digest, export_bundle
+from training.finetuning import Finetuner, LearnerNetworks
 from training.meta_training import MetaNetworks, MetaTrainer, posterior_means
 from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillModel
@@ -190,16 +190,11 @@ def evaluate(run: Run) -> None:
     """run the target-task protocol on the unseen tasks, in the simulator"""
     config = run.config
     networks, coefficient, _ = _trained(run)
-    scratch = export_bundle(
-        run.dir / "bundle",
-        config=config,
-        networks=networks,
-        coefficient=coefficient,
-        spec=run.domain.spec(),
-        metrics={},
-        command=run.command,
-    )
-    protocol = TargetProtocol(config, networks, Bundle.load(scratch.path), run.domain.simulator)
+
+    def new_learner(embedding: Floats, seed: int) -> Finetuner:
+        return Finetuner(LearnerNetworks.from_meta(networks, config, coefficient), config.finetuning, embedding, seed)
+
+    protocol = TargetProtocol(config, networks, run.domain.spec(), run.domain.simulator, new_learner)
     sessions = protocol.run(run.domain.test_tasks, range(config.evaluate.seeds), run.dir)
     returns = write_results(sessions, run.dir / "evaluate-episodes.json")
     summary = _summary(returns, config.evaluate.conditioning_episodes)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.learning_curve import Curves, plot, summarise, table
-from benchmarks.published import PUBLISHED
+from training.methods.published import PUBLISHED
 
 
 def records(env, conditioning, *runs, phases=None):

@@ -1,15 +1,17 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from tests.training.tiny import LAYOUT, MAX_CONTEXT, E, world_config
+from tests.training.tiny import LAYOUT, MAX_CONTEXT, TINY_SPEC, E, world_config
 from tests.training.worlds import TwoSidedWorld
 from training import evaluate
 from training.contract.context import select_context
 from training.contract.exploration import drawn_embedding
 from training.evaluate import TargetProtocol, write_results
+from training.finetuning import Finetuner
 
 TASKS, SEEDS, K, EPISODES = [(1,), (-1,)], (0, 1, 2), 3, 7
 
@@ -30,7 +32,8 @@ def acted(monkeypatch):
 
 def run(exported, networks, run_dir, world=None, finetuning=True, **changed):
     config = world_config(evaluate={"conditioning_episodes": K, "episodes": EPISODES} | changed)
-    return TargetProtocol(config, networks, exported, world or TwoSidedWorld(), finetuning=finetuning).run(TASKS, SEEDS, run_dir)
+    new_learner = partial(Finetuner.from_bundle, exported) if finetuning else None
+    return TargetProtocol(config, networks, TINY_SPEC, world or TwoSidedWorld(), new_learner).run(TASKS, SEEDS, run_dir)
 
 
 def test_a_rewarded_session_learns_from_all_its_episodes_once_it_has_conditioned(exported, meta_networks, tmp_path, acted):

@@ -98,7 +98,7 @@ def states_of(learner):
         **{f"networks.{name}": value for name, value in learner.networks.state_dict().items()},
         **{
             f"{name}.{index}.{key}": value
-            for name, optimizer in learner._optimizers().items()
+            for name, optimizer in learner.optimizers().items()
             for index, entries in optimizer.state_dict()["state"].items()
             for key, value in entries.items()
         },

@@ -72,7 +72,7 @@ def test_every_stage_leaves_its_checkpoint_log_and_picture(finished):
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
         "config.json", "skills.safetensors", "skills.jsonl", "skills.png", "meta.safetensors", "meta.jsonl", "meta.png", "embeddings.png",
-        "bundle", "evaluate.jsonl", "evaluate.json", "evaluate-episodes.json", "evaluate.png", *(f"{stage}.done" for stage in STAGES),
+        "evaluate.jsonl", "evaluate.json", "evaluate-episodes.json", "evaluate.png", *(f"{stage}.done" for stage in STAGES),
     }  # fmt: skip
     for picture in finished.run_dir.glob("*.png"):
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

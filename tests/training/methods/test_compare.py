@@ -1,0 +1,51 @@
+"""The command, on the maze at tiny sizes."""
+
+import json
+
+import pytest
+
+from training.__main__ import main
+
+SIZES = [
+    "--bundle", "bundles/maze", "--tasks", "test:2", "--episodes", "2", "--deterministic-every", "2",
+    *(f"--set={change}" for change in ("finetuning.warm_start_updates=1", "finetuning.updates_per_episode=1", "finetuning.batch=8")),
+    "--set=evaluate.conditioning_episodes=1",
+]  # fmt: skip
+
+
+def test_it_leaves_json_tables_and_a_figure(tmp_path, capsys):
+    command = ["compare", "--config", "maze", *SIZES, "--methods", "skillet", "spirl", "--out", str(tmp_path)]
+    assert main(command) == 0
+    summary = json.loads((tmp_path / "compare.json").read_text())
+    assert list(summary) == ["skillet", "spirl"]
+    for method in summary.values():
+        assert (method["runs"], method["episodes"], list(method["deterministic"])) == (2, 2, ["2"])
+    assert (tmp_path / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    tables = (tmp_path / "compare.md").read_text()
+    assert "| method | what it leaves out |" in tables
+    assert "| SPiRL |" in tables
+    assert "compare: 2 of 2: SPiRL" in capsys.readouterr().err
+
+
+def test_processes_of_their_own_come_to_the_same(tmp_path):
+    command = ["compare", "--config", "maze", *SIZES, "--methods", "spirl", "--meta-seeds", "0", "1"]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    assert main([*command, "--out", str(tmp_path / "two"), "--jobs", "2"]) == 0
+    for file in (tmp_path / "one" / "sessions").iterdir():
+        assert json.loads(file.read_text())["sessions"] == json.loads((tmp_path / "two" / "sessions" / file.name).read_text())["sessions"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tasks", "tset"], "--tasks tset: expected a split, one of"),
+        (["--run", "nowhere"], "run the stage 'skills' first"),
+        (["--set", "networks.task_embedding_dim=3"], "was made with another networks"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_a_reason(arguments, said, tmp_path, capsys, monkeypatch):
+    source = [] if "--run" in arguments else ["--bundle", "bundles/maze"]
+    if source == []:
+        monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--config", "maze", "--methods", "spirl", "--out", str(tmp_path), *source, *arguments]) == 2
+    assert said in capsys.readouterr().err

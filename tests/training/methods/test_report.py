@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from training.methods.catalogue import METHODS
+from training.methods.figure import plot_comparison
+from training.methods.report import MethodResults, summarise, tables
+
+COST = {
+    "meta": {"updates": 2000, "environment_steps": 3_000_000, "cpu_s": 600},
+    "target": {"updates": 50, "environment_steps": 7000, "cpu_s": 120},
+}
+
+
+def unit(returns, seed=0, cost=COST, deterministic=()):
+    sessions = [{"task": [i, 0], "returns": row, "deterministic_returns": dict(deterministic)} for i, row in enumerate(returns)]
+    return {"method": "skillet", "meta_seed": 0, "seed": seed, "conditioning": 20, "cost": cost, "sessions": sessions}
+
+
+@pytest.fixture
+def found():
+    """Two sessions of 60 episodes that succeed from episode 31 on, and one unit more that stopped earlier."""
+    rises = [0.0] * 30 + [1.0] * 30
+    longer = unit([rises, rises], deterministic={"20": 0.5})
+    return MethodResults.of(METHODS["skillet"], [longer, unit([rises[:55]] * 2, 1, deterministic={"20": 1.0, "40": 1.0})])
+
+
+def test_results_are_cut_to_what_every_unit_has(found):
+    assert found.returns.shape == (4, 55)
+    assert (found.meta_seeds, found.seeds, found.conditioning) == (1, 2, 20)
+    assert {at: values.tolist() for at, values in found.deterministic.items()} == {20: [0.5, 0.5, 1.0, 1.0]}
+
+
+def test_a_row_averages_the_five_episodes_after_it(found):
+    assert found.after(28).tolist() == pytest.approx([0.6] * 4)  # episodes 29 to 33
+    assert found.after(54).tolist() == [1.0] * 4  # the last five
+    assert found.after(56) is None
+
+
+def test_single_figures(found):
+    assert found.episodes_to(0.9) == 31
+    assert found.episodes_to(1.1) is None
+    assert found.area().tolist() == pytest.approx([0.4] * 4)
+    assert MethodResults.of(METHODS["sac"], [unit([[0.0] * 49])]).area() is None
+
+
+def test_intervals_come_from_the_runs():
+    mixed = MethodResults.of(METHODS["spirl"], [unit([[0.0] * 60, [1.0] * 60])])
+    interval = summarise([mixed], 0.9)["spirl"]["after"]["20"]
+    assert (interval["mean"], interval["low"], interval["high"]) == (0.5, 0.0, 1.0)
+
+
+def test_the_tables_set_methods_beside_each_other_and_the_published_points(found):
+    other = MethodResults.of(METHODS["sac"], [unit([[0.0] * 60], cost=COST | {"meta": None})])
+    text = tables(summarise([found, other], 0.9), {"SiMPL (published)": {20: 0.43, 40: 0.7}}, 0.9)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    assert ["after episode", "Skillet", "SAC", "SiMPL (published)"] in rows
+    assert ["40", "1.00 (1.00 to 1.00)", "0.00 (0.00 to 0.00)", "0.70"] in rows
+    assert ["episodes to 0.9", "31", "never"] in rows
+    assert ["Skillet", "3,000,000", "2,000", "10", "7,000", "50", "2"] in rows
+    assert ["SAC", "not known", "not known", "not known", "7,000", "50", "2"] in rows
+    assert "| 100 |" not in text
+
+
+def test_the_figure_has_linear_axes_own_curves_and_published_points(found, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("training.methods.figure.plt.close", drawn.append)
+    plot_comparison([found], {"SiMPL (published)": {20: 0.43, 500: 1.0}}, tmp_path / "a" / "b.png", domain="maze", full_return=1.0)
+    assert (tmp_path / "a" / "b.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    (figure,) = drawn
+    (ax,) = figure.axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "linear")
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert lines["SiMPL (published)"].get_xdata().tolist() == [20]
+    own = next(line for label, line in lines.items() if label.startswith("Skillet"))
+    assert own.get_color() != lines["SiMPL (published)"].get_color()
+    assert (own.get_marker(), lines["SiMPL (published)"].get_marker()) == ("None", "o")
+    assert np.max([line.get_ydata().max() for line in ax.get_lines()]) <= 1.0

@@ -1,0 +1,149 @@
+"""The methods of the comparison (Nam et al. 2022, figure of the main result), and what each leaves out.
+
+All of them share networks and their sizes, critics with LayerNorm, features of the state, replay, rollouts, the task encoder and how its
+contexts are drawn, offline data and skills. "The learner's improvements" are, in fine-tuning: a target bounded by observed returns, a share
+of each batch from the best episodes, a fixed number of gradient steps an episode, from the first rewarded episode on.
+"""
+
+from typing import Final
+
+from training.methods.method import Method
+from training.methods.multi_task import MultiTaskTrainer
+from training.methods.simpl_learner import OneStepATransition
+
+SKILLET: Final = Method("skillet", "Skillet", "nothing: this project's own method", meta="skillet")
+
+_OWN_LOSSES_ONLY: Final = {
+    "success_share": 0.0,
+    "return_bound": False,
+    "return_bound_updates": None,
+    "relabelled_episodes": 0,
+    "demonstrations": 0,
+    "learning_rate": 3e-4,
+    "polyak": 0.005,
+}
+_TARGET: Final = {
+    "success_share": 0.0,
+    "return_bound": False,
+    "imitation": 0.0,
+    "learning_rate": 3e-4,
+    "polyak": 0.005,
+    "batch": 256,
+    "buffer": 20_000,
+}
+_PROTOCOL: Final = {"conditioning_episodes": 20, "exploration": "prior"}
+_COEFFICIENTS: Final = {
+    "maze": {
+        "meta": {
+            "kl_clip": 5.0,
+            "encoder_prior_coefficient": 1e-5,
+            "encoder_prior_target": 1.0,
+            "encoder_posterior_coefficient": 3e-6,
+            "encoder_posterior_target": 10.0,
+            "policy_prior_coefficient": 3e-3,
+            "policy_prior_target": 0.5,
+            "policy_posterior_coefficient": 1e-3,
+            "policy_posterior_target": 1.0,
+        },
+        "finetuning": {"kl_clip": 5.0, "kl_target": 1.0},
+    },
+    "kitchen": {
+        "meta": {
+            "kl_clip": 6.0,
+            "encoder_prior_coefficient": 1e-3,
+            "encoder_prior_target": 2.0,
+            "encoder_posterior_coefficient": 1e-4,
+            "encoder_posterior_target": 10.0,
+            "policy_prior_coefficient": 0.05,
+            "policy_prior_target": 0.1,
+            "policy_posterior_coefficient": 0.03,
+            "policy_posterior_target": 4.0,
+        },
+        "finetuning": {"kl_clip": 20.0, "kl_target": 5.0},
+    },
+}
+"""KL coefficients and targets of SiMPL's released configurations, by domain."""
+
+SIMPL: Final = Method(
+    "simpl",
+    "SiMPL",
+    "SiMPL's losses and coefficients: no relabelling, return bound or share of best episodes; embeddings from N(0, I) for 20 episodes, "
+    "which say what the task is and nothing else; fine-tuning from an empty replay, one gradient step a skill transition",
+    meta="simpl",
+    explores_until_rewarded=False,
+    keeps_conditioning=False,
+    learner=OneStepATransition,
+    changes={"meta": _OWN_LOSSES_ONLY, "finetuning": _TARGET, "evaluate": _PROTOCOL},
+    domain_changes=_COEFFICIENTS,
+)
+
+SIMPL_AIDED: Final = Method(
+    "simpl-aided",
+    "SiMPL, aided",
+    "as SiMPL; its meta-training is helped by the return bound, a third of each batch from the best episodes, and Skillet's learning rates",
+    meta="simpl-aided",
+    explores_until_rewarded=False,
+    keeps_conditioning=False,
+    learner=OneStepATransition,
+    changes={
+        "meta": _OWN_LOSSES_ONLY | {"success_share": 1 / 3, "return_bound": True, "learning_rate": 1e-3, "polyak": 0.01},
+        "finetuning": _TARGET,
+        "evaluate": _PROTOCOL,
+    },
+    domain_changes=_COEFFICIENTS,
+)
+
+_UNAIDED_DATA: Final = {"relabelled_episodes": 0, "demonstrations": 0}
+
+SPIRL: Final = Method(
+    "spirl",
+    "SPiRL",
+    "skills and their prior, no meta-training: policy and critics begin untrained and learn from the first episode, with the learner's "
+    "improvements",
+    infers_task=False,
+)
+
+MTRL: Final = Method(
+    "mtrl",
+    "MTRL",
+    "skills, one policy for all training tasks that is not told the task, trained without relabelling; then fine-tuned from the first "
+    "episode, with the learner's improvements",
+    meta="mtrl",
+    trainer=MultiTaskTrainer,
+    infers_task=False,
+    # Nothing reads the encoder, so that it may be as small as it gets.
+    changes={"meta": _UNAIDED_DATA | {"posterior_context": 1, "prior_context": 1}},
+)
+
+PEARL: Final = Method(
+    "pearl",
+    "PEARL",
+    "primitive actions: skills of one step under N(0, I), whose KL takes the place of entropy; meta-trained without relabelling; 20 "
+    "conditioning episodes, then the posterior's mean, and no fine-tuning",
+    meta="pearl",
+    primitive_actions=True,
+    explores_until_rewarded=False,
+    finetunes=False,
+    changes={"meta": _UNAIDED_DATA, "evaluate": _PROTOCOL},
+)
+
+PEARL_FT: Final = Method(
+    "pearl-ft",
+    "PEARL-ft",
+    "as PEARL, and fine-tuned, with the learner's improvements and its conditioning episodes",
+    meta="pearl",
+    primitive_actions=True,
+    explores_until_rewarded=False,
+    changes={"meta": _UNAIDED_DATA, "evaluate": _PROTOCOL},
+)
+
+SAC: Final = Method(
+    "sac",
+    "SAC",
+    "primitive actions, no meta-training: learns from the first episode, with the learner's improvements",
+    primitive_actions=True,
+    infers_task=False,
+)
+
+METHODS: Final = {method.name: method for method in (SKILLET, SIMPL, SIMPL_AIDED, SPIRL, MTRL, PEARL, PEARL_FT, SAC)}
+"""By name, in the order of reports."""

@@ -1,0 +1,146 @@
+"""``python -m training compare --config maze``: every method on the same unseen tasks, from the same skills; resumable."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from training.config import TrainingConfig, load_config, presets
+from training.contract.bundle import Bundle
+from training.contract.errors import ConfigError
+from training.domains import open_domain
+from training.methods.catalogue import METHODS
+from training.methods.figure import plot_comparison
+from training.methods.published import PUBLISHED
+from training.methods.report import FULL_RETURN, NEAR, MethodResults, summarise, tables
+from training.methods.setting import Setting
+from training.methods.start import Start, start_from_bundle, start_from_run
+from training.methods.unit import Unit, run_unit
+from training.offline import offline_episodes
+from training.stages import Run, collect, skills
+
+EPILOG = f"""\
+methods:
+{chr(10).join(f"  {method.name:12} {method.label}: leaves out {method.about}"[:140] for method in METHODS.values())}
+
+Where the skills come from: --bundle takes them (and Skillet's meta-trained networks) from a bundle; --run from the folder of a run of the
+pipeline, and Skillet's networks too if its meta-training is complete; without either they are made first, in OUT/skills.
+
+What it leaves in OUT: sessions/*.json (returns of every session, written every few episodes), compare.json, compare.md, compare.png,
+meta/* (meta-training of each method that has one) and checkpoints/*. Start the same command again after an interruption, or with more
+--episodes, --seeds or --methods: what is there is not run again. Delete OUT to begin anew.
+
+examples:
+  python -m training compare --config maze --bundle bundles/maze --methods skillet spirl --tasks test:3 --episodes 40
+  python -m training compare --config maze --bundle bundles/maze --set meta.updates=4000 --seeds 0 1 2 --episodes 100 --jobs 2
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m training compare",
+        description="Run methods on unseen tasks and compare them: JSON, tables, a figure.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--config", required=True, help=f"a preset ({', '.join(presets())}) or a TOML file")
+    made.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help="default: all of them")
+    made.add_argument("--tasks", metavar="SPLIT[:N]", help="split of the environment's tasks, or its first N (default: the test tasks)")
+    made.add_argument("--meta-seeds", nargs="+", type=int, default=[0], metavar="SEED", help="seeds of meta-training (default: 0)")
+    made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="seeds of the sessions on each task (default: 0)")
+    made.add_argument("--episodes", type=int, default=100, help="of each session, conditioning included (default: 100)")
+    made.add_argument("--deterministic-every", type=int, default=20, metavar="N", help="episodes between episodes with the mean skill, "
+                      "which nothing learns from; 0: none (default: 20)")  # fmt: skip
+    source = made.add_mutually_exclusive_group()
+    source.add_argument("--bundle", type=Path, help="take skills and Skillet's networks from this bundle")
+    source.add_argument("--run", type=Path, help="take skills, and Skillet's networks if they are there, from this run's folder")
+    made.add_argument("--out", type=Path, help="where everything goes (default: runs/compare-NAME)")
+    made.add_argument("--jobs", type=int, default=1, help="processes, each with its methods (default: 1)")
+    made.add_argument("--threads", type=int, default=1, help="torch threads of each process (default: 1)")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="e.g. --set meta.updates=5000; "
+                      "of Skillet's configuration, from which the methods' are made")  # fmt: skip
+    made.add_argument("--no-report", action="store_true", help="run only; write no tables and no figure")
+    return made
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Run the command. Returns the exit code. Raises SkilletError for what cannot be run."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    changes = [*options.overrides, f"evaluate.deterministic_every={options.deterministic_every}"]
+    config = load_config(options.config, changes)
+    out = options.out or Path("runs") / f"compare-{config.domain.name}"
+    console = Console(stderr=True, highlight=False)
+    units = [Unit(METHODS[name], meta, seed) for name in options.methods for meta in options.meta_seeds for seed in options.seeds]
+    setting = _setting(config, options, out, console)
+    if options.jobs > 1:
+        _run_in_processes(units, arguments, options.jobs, console)
+    else:
+        for number, unit in enumerate(units, 1):
+            console.print(f"compare: {number} of {len(units)}: {unit.method.label}, meta seed {unit.meta_seed}, seed {unit.seed}")
+            run_unit(unit, setting, options.episodes, out)
+    if not options.no_report:
+        write_report(units, config.domain.name, out)
+        console.print(f"compare: see {out}/compare.md, {out}/compare.png and {out}/compare.json", soft_wrap=True)
+    return 0
+
+
+def write_report(units: Sequence[Unit], domain: str, out: Path) -> None:
+    """``compare.json``, ``compare.md`` and ``compare.png`` of those units that have results."""
+    full_return = FULL_RETURN.get(domain)
+    level = NEAR * (full_return or 1.0)
+    results = []
+    for name in dict.fromkeys(unit.method.name for unit in units):
+        files = [unit.results(out) for unit in units if unit.method.name == name and unit.results(out).exists()]
+        if files:
+            results.append(MethodResults.of(METHODS[name], [json.loads(file.read_text()) for file in files]))
+    published = PUBLISHED.get(domain, {})
+    summary = summarise(results, level)
+    (out / "compare.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (out / "compare.md").write_text(tables(summary, published, level))
+    plot_comparison(results, published, out / "compare.png", domain=domain, full_return=full_return)
+
+
+def _setting(config: TrainingConfig, options: argparse.Namespace, out: Path, console: Console) -> Setting:
+    domain = open_domain(config)
+    split, _, count = (options.tasks or config.domain.test_tasks).partition(":")
+    try:
+        tasks = list(domain.env.get_wrapper_attr("tasks")(split))[: int(count) if count else None]
+    except ValueError as error:
+        raise ConfigError(f"--tasks {options.tasks}: {error}") from error
+    start = _start(config, options, out)
+    return Setting.of(domain, start, tasks, lambda: offline_episodes(config, domain.env, console.print))
+
+
+def _start(config: TrainingConfig, options: argparse.Namespace, out: Path) -> Start:
+    if options.bundle:
+        return start_from_bundle(Bundle.load(options.bundle), config)
+    run = Run(config, options.run or out / "skills", None, command="compare")
+    for name, stage in (("collect", collect), ("skills", skills)):
+        if not options.run and not run.complete(name):
+            stage(run)
+            run.finish(name)
+    return start_from_run(run)
+
+
+def _run_in_processes(units: Sequence[Unit], arguments: Sequence[str], jobs: int, console: Console) -> None:
+    """One process for each method's meta-training and the sessions that start from it, so that no two write in one folder."""
+    groups: dict[tuple[str, int], list[str]] = {}
+    for unit in units:
+        names = groups.setdefault((unit.method.meta or unit.method.name, unit.meta_seed), [])
+        if unit.method.name not in names:
+            names.append(unit.method.name)
+    begin, end = [sys.executable, "-m", "training", "compare", *arguments], ["--jobs", "1", "--no-report"]
+    commands = [[*begin, "--methods", *names, "--meta-seeds", str(meta), *end] for (_, meta), names in groups.items()]
+    with ThreadPoolExecutor(jobs) as pool:
+        codes = list(pool.map(lambda command: subprocess.run(command, check=False).returncode, commands))
+    failed = [" ".join(command[2:]) for command, code in zip(commands, codes, strict=True) if code]
+    if failed:
+        raise ConfigError(f"{len(failed)} of {len(commands)} processes failed; the others' results are kept. The first: {failed[0]}")

@@ -1,0 +1,57 @@
+"""The networks that a method's sessions start from, with what making them cost."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from training.contract.context import ContextLayout
+from training.contract.errors import ConfigError
+from training.meta_training import MetaNetworks
+from training.methods.method import Method
+from training.methods.setting import Setting
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Networks, KL coefficient, and the cost of their meta-training (zeros where there was none, None where it is not known)."""
+
+    networks: MetaNetworks
+    coefficient: float
+    cost: dict[str, float] | None
+
+
+def starting_point(method: Method, setting: Setting, meta_seed: int, folder: Path) -> StartingPoint:
+    """Networks of a method: as initialised, as they were handed over, or meta-trained in ``folder`` (resumable, one for each seed).
+
+    Raises ConfigError when that needs demonstrations in skills and there is no skill encoder.
+    """
+    config, start = setting.configure(method, meta_seed), setting.start
+    skills = setting.skills_of(method, config)
+    if method.meta is None:
+        torch.manual_seed(meta_seed)
+        layout = ContextLayout(len(skills.features.mean), config.skills.skill_dim)
+        networks = MetaNetworks.fresh(skills, layout, config.networks)
+        return StartingPoint(networks, config.meta.policy_posterior_coefficient, {"updates": 0, "environment_steps": 0, "cpu_s": 0})
+    if start.networks is not None and not needs_meta_training(method, setting, meta_seed):
+        return StartingPoint(start.networks, start.coefficient, None)
+    if config.meta.demonstrations and not start.has_skill_encoder:
+        raise ConfigError(
+            f"{method.label} with meta seed {meta_seed} begins with demonstrations, which need the skill encoder that a bundle lacks: give "
+            "--run in place of --bundle, or --set meta.demonstrations=0"
+        )
+    offline = setting.offline() if config.meta.demonstrations else ()
+    run_dir = folder / f"{method.meta}-seed{meta_seed}"
+    trainer = method.trainer(config, skills, setting.training_simulator, setting.train_tasks, run_dir, "cpu", offline)
+    networks = trainer.run()
+    lines = [json.loads(line) for line in (run_dir / "meta.jsonl").read_text().splitlines()]
+    steps = sum(line["environment_steps"] for line in lines)
+    cost = {"updates": trainer.updates, "environment_steps": steps, "cpu_s": lines[-1]["cpu_s"]}
+    return StartingPoint(networks, float(trainer.learner.policy_posterior()), cost)
+
+
+def needs_meta_training(method: Method, setting: Setting, meta_seed: int) -> bool:
+    """Whether a method's networks are meta-trained here: they are not where it has none, or where Skillet's were handed over."""
+    handed_over = method.meta == "skillet" and setting.start.networks is not None and setting.start.meta_seed == meta_seed
+    return method.meta is not None and not handed_over

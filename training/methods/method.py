@@ -1,0 +1,48 @@
+"""What makes a method: what it starts from, what it leaves out of Skillet's, and which numbers it changes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.config import TrainingConfig
+from training.finetuning import Finetuner
+from training.meta_training import MetaTrainer
+
+Changes = Mapping[str, Mapping[str, Any]]
+"""Section of a configuration -> key -> value."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of reaching a target task, as the difference from Skillet's. The defaults are Skillet's own.
+
+    ``domain_changes`` hold for the domain of that name only, on top of ``changes``.
+    """
+
+    name: str
+    label: str
+    about: str
+    meta: str | None = None
+    """Its meta-training, by the name under which methods share one; None: networks as they were initialised."""
+    trainer: type[MetaTrainer] = MetaTrainer
+    primitive_actions: bool = False
+    """Acts with primitive actions: a skill of one step, under a standard normal prior."""
+    infers_task: bool = True
+    """Conditions, then acts under the task posterior; else it learns from its first episode, with no task embedding."""
+    explores_until_rewarded: bool = True
+    keeps_conditioning: bool = True
+    """Whether fine-tuning learns from the conditioning episodes too."""
+    finetunes: bool = True
+    learner: type[Finetuner] = Finetuner
+    changes: Changes = field(default_factory=dict)
+    domain_changes: Mapping[str, Changes] = field(default_factory=dict)
+
+    def configure(self, config: TrainingConfig) -> TrainingConfig:
+        """The configuration that the method runs with, from Skillet's."""
+        content = config.model_dump()
+        for changes in (self.changes, self.domain_changes.get(config.domain.name, {})):
+            for section, values in changes.items():
+                content[section] |= values
+        if not self.infers_task:
+            content["evaluate"]["conditioning_episodes"] = 0
+        return TrainingConfig.model_validate(content)

@@ -1,0 +1,38 @@
+"""Primitive actions as skills of one step: what methods without skills act with, on the same code."""
+
+import torch
+from torch import Tensor
+
+from training.config import TrainingConfig
+from training.networks.blocks import StateFeatures
+from training.networks.skill_model import SkillModel
+
+
+def primitive_config(config: TrainingConfig, action_dim: int) -> TrainingConfig:
+    """The configuration with skills of one step, as wide as an action.
+
+    The discount is taken to the step, so that returns are those of the methods with skills; replays hold as many episodes as theirs.
+    """
+    horizon = config.skills.horizon
+    content = config.model_dump()
+    content["skills"] |= {"horizon": 1, "skill_dim": action_dim, "decoded_steps": 1, "decoder_hidden": (), "prior_hidden": ()}
+    for section, buffer in (("meta", "buffer_per_task"), ("finetuning", "buffer")):
+        content[section]["discount"] **= 1 / horizon
+        content[section][buffer] *= horizon
+    return TrainingConfig.model_validate(content)
+
+
+@torch.no_grad()
+def primitive_skills(config: TrainingConfig, features: StateFeatures, action_low: Tensor, action_high: Tensor) -> SkillModel:
+    """A skill model whose skill is the action before its tanh, and whose prior is N(0, I) in every state.
+
+    KL to that prior takes the place of the entropy of soft actor-critic. The networks see states through the normaliser of ``features``.
+    """
+    skills = SkillModel(
+        config.features, config.skills, state_mean=features.mean, state_std=features.std, action_low=action_low, action_high=action_high
+    )
+    for network in (skills.decoder.net, skills.prior.net):
+        for parameter in network.parameters():
+            parameter.zero_()
+    skills.decoder.net[0].weight[:, -len(action_low) :] = torch.eye(len(action_low))
+    return skills.eval()

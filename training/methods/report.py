@@ -1,0 +1,157 @@
+"""What a comparison found, from the results of its units: the JSON, and tables in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.methods.method import Method
+from training.methods.published import Curve
+from training.statistics import bootstrap_interval
+
+ROWS: Final = (0, 20, 25, 40, 60, 100, 200, 300)
+WINDOW: Final = 5
+"""Episodes over which a row of the table, and the figure, average."""
+AREA_EPISODES: Final = 50
+NEAR: Final = 0.9
+FULL_RETURN: Final = {"maze": 1.0, "kitchen": 4.0}
+"""The return of a task that is solved, by domain."""
+
+
+@dataclass(frozen=True)
+class MethodResults:
+    """Stochastic returns [runs, episodes] of a method; a run is a task with a meta-training seed and a session seed."""
+
+    method: Method
+    returns: NDArray[np.float64]
+    deterministic: Mapping[int, NDArray[np.float64]]
+    """By the episodes before: the return of one episode with the mean skill, [runs]."""
+    conditioning: int
+    meta_seeds: int
+    seeds: int
+    costs: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, method: Method, units: Sequence[Mapping[str, Any]]) -> Self:
+        """From the results of units, at least one; cut to the episodes that all of them have."""
+        sessions = [session for unit in units for session in unit["sessions"]]
+        episodes = min(len(session["returns"]) for session in sessions)
+        shared = set.intersection(*(set(session["deterministic_returns"]) for session in sessions))
+        return cls(
+            method,
+            np.array([session["returns"][:episodes] for session in sessions], float),
+            {int(at): np.array([session["deterministic_returns"][at] for session in sessions]) for at in sorted(shared, key=int)},
+            units[0]["conditioning"],
+            len({unit["meta_seed"] for unit in units}),
+            len({unit["seed"] for unit in units}),
+            [unit["cost"] for unit in units],
+        )
+
+    @property
+    def episodes(self) -> int:
+        """How many each run has."""
+        return self.returns.shape[1]
+
+    def after(self, episode: int) -> NDArray[np.float64] | None:
+        """Mean return [runs] of the five episodes after the ``episode``-th; at a run's end of its last five; None beyond it."""
+        if episode > self.episodes:
+            return None
+        begin = max(0, min(episode, self.episodes - WINDOW))
+        return self.returns[:, begin : begin + WINDOW].mean(1)
+
+    def area(self) -> NDArray[np.float64] | None:
+        """Mean return [runs] of episodes 1 to 50; None where there are fewer."""
+        return self.returns[:, :AREA_EPISODES].mean(1) if self.episodes >= AREA_EPISODES else None
+
+    def episodes_to(self, level: float) -> int | None:
+        """The first episode, from 1, that begins five whose mean over all runs is at least ``level``."""
+        mean = self.returns.mean(0)
+        if len(mean) < WINDOW:
+            return None
+        smooth = np.convolve(mean, np.ones(WINDOW) / WINDOW, "valid")
+        reached = np.flatnonzero(smooth >= level - 1e-9)
+        return int(reached[0]) + 1 if len(reached) else None
+
+
+def summarise(results: Sequence[MethodResults], level: float) -> dict[str, Any]:
+    """Everything that the tables say, as JSON."""
+    return {
+        found.method.name: {
+            "label": found.method.label,
+            "leaves_out": found.method.about,
+            "runs": len(found.returns),
+            "meta_seeds": found.meta_seeds,
+            "seeds": found.seeds,
+            "episodes": found.episodes,
+            "conditioning": found.conditioning,
+            "after": {str(row): _interval(values) for row in ROWS if (values := found.after(row)) is not None},
+            "deterministic": {str(at): _interval(values) for at, values in found.deterministic.items()},
+            "area": None if (area := found.area()) is None else _interval(area),
+            "episodes_to_near": found.episodes_to(level),
+            "per_episode": found.returns.mean(0).round(4).tolist(),
+            "costs": list(found.costs),
+        }
+        for found in results
+    }
+
+
+def tables(summary: Mapping[str, Any], published: Mapping[str, Curve], level: float) -> str:
+    """Markdown: returns by episode beside the published ones, single figures, the deterministic protocol, cost, what is left out."""
+    methods = list(summary.values())
+    names = [method["label"] for method in methods]
+    rows = [row for row in ROWS if any(str(row) in method["after"] for method in methods)]
+    lines = _head("after episode", *names, *published)
+    for row in rows:
+        lines.append(_row(str(row), *(_cell(m["after"].get(str(row))) for m in methods), *(_point(c, row) for c in published.values())))
+    lines += ["", *_head("", *names)]
+    lines.append(_row(f"area, episodes 1-{AREA_EPISODES}", *(_cell(m["area"]) for m in methods)))
+    lines.append(
+        _row(f"episodes to {level:g}", *("never" if m["episodes_to_near"] is None else str(m["episodes_to_near"]) for m in methods))
+    )
+    lines.append(_row("runs (meta seeds, seeds)", *(f"{m['runs']} ({m['meta_seeds']}, {m['seeds']})" for m in methods)))
+    lines.append(_row("episodes", *(str(m["episodes"]) for m in methods)))
+    if measured := sorted({int(at) for m in methods for at in m["deterministic"]}):
+        lines += ["", *_head("mean skill, after episode", *names)]
+        lines += [_row(str(at), *(_cell(m["deterministic"].get(str(at))) for m in methods)) for at in measured]
+    stages = ["meta-training", "target tasks"]
+    columns = [f"{stage}: {what}" for stage in stages for what in ("environment steps", "gradient steps", "CPU minutes")]
+    lines += ["", *_head("cost", *columns)]
+    lines += [_row(m["label"], *_costs(m["costs"])) for m in methods]
+    lines += ["", *_head("method", "what it leaves out")]
+    lines += [_row(m["label"], m["leaves_out"]) for m in methods]
+    return "\n".join(lines) + "\n"
+
+
+def _costs(costs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of one unit, on average: all tasks, one seed."""
+    cells = []
+    for stage in ("meta", "target"):
+        known = [cost[stage] for cost in costs if cost[stage] is not None]
+        for key, per in (("environment_steps", 1), ("updates", 1), ("cpu_s", 60)):
+            cells.append(f"{np.mean([cost[key] for cost in known]) / per:,.0f}" if known else "not known")
+    return cells
+
+
+def _interval(values: NDArray[np.float64]) -> dict[str, float]:
+    low, high = bootstrap_interval(values, np.random.default_rng(0))
+    return {"mean": round(float(values.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def _cell(interval: Mapping[str, float] | None) -> str:
+    return "" if interval is None else f"{interval['mean']:.2f} ({interval['low']:.2f} to {interval['high']:.2f})"
+
+
+def _point(curve: Curve, row: int) -> str:
+    """The published value nearest to the middle of the row's five episodes, where there is one within five."""
+    at = min(curve, key=lambda episode: abs(episode - (row + 2)))
+    return f"{curve[at]:.2f}" if abs(at - (row + 2)) <= WINDOW else ""
+
+
+def _head(*cells: str) -> list[str]:
+    return [_row(*cells), "|---" * len(cells) + "|"]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,60 @@
+"""Sessions of the target-task protocol on disk: they go on from there, bit for bit."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.evaluate import TargetProtocol, TargetSession
+
+
+def save_sessions(folder: Path, sessions: Sequence[TargetSession]) -> None:
+    """Replace ``folder`` by what the sessions are now. An interruption leaves the old content or the new."""
+    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for index, session in enumerate(sessions):
+        lengths = [len(rows) for rows in session.context]
+        note = {
+            "returns": session.returns,
+            "successes": session.successes,
+            "steps": session.steps,
+            "deterministic_returns": session.deterministic_returns,
+            "rewarded": session.rewarded,
+            "lengths": lengths,
+        }
+        rows = {"context": torch.from_numpy(np.concatenate(session.context))}
+        save_checkpoint(new / f"session-{index}.safetensors", modules={}, tensors=rows, note=note)
+        if session.learner is not None:
+            session.learner.save(new / f"learner-{index}.safetensors")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_sessions(folder: Path, protocol: TargetProtocol, tasks: Sequence[Any], seeds: Sequence[int]) -> list[TargetSession]:
+    """The sessions of these tasks and seeds, as they were saved, or new ones where nothing is saved."""
+    sessions = protocol.begin(tasks, seeds)
+    old = folder.with_suffix(".old")
+    if not folder.exists() and old.exists():  # interrupted between the two renames
+        os.rename(old, folder)
+    for index, session in enumerate(sessions if folder.exists() else []):
+        tensors, note = load_checkpoint(folder / f"session-{index}.safetensors", modules={})
+        session.context = np.split(tensors["context"].numpy(), np.cumsum(note["lengths"])[:-1])
+        session.returns, session.successes, session.steps = note["returns"], note["successes"], note["steps"]
+        session.deterministic_returns = {int(k): v for k, v in note["deterministic_returns"].items()}
+        session.rewarded = note["rewarded"]
+        learner = folder / f"learner-{index}.safetensors"
+        if learner.exists():
+            assert protocol.new_learner is not None
+            session.learner = protocol.new_learner(np.zeros(protocol.spec.task_embedding_dim, np.float32), session.seed)
+            session.learner.restore(learner)
+            session.policy = session.learner.networks.policy
+    return sessions

@@ -1,0 +1,87 @@
+"""What all methods start from: one set of skills, and Skillet's own meta-training where it has been done already."""
+
+from dataclasses import dataclass
+
+import onnxruntime
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from training.checkpoint import load_checkpoint
+from training.config import FeatureConfig, NetworkConfig, SkillConfig, TrainingConfig
+from training.contract.bundle import Bundle
+from training.contract.errors import ConfigError
+from training.contract.spec import LEARNER_WEIGHTS, SKILL_DECODER, TASK_ENCODER
+from training.finetuning import LearnerNetworks
+from training.meta_training import MetaNetworks
+from training.networks.skill_model import SkillModel
+from training.stages import Run
+
+
+@dataclass
+class Start:
+    """The skills of every method with skills; and, for one meta-training seed, Skillet's networks and KL coefficient."""
+
+    skills: SkillModel
+    origin: str
+    meta_seed: int | None = None
+    networks: MetaNetworks | None = None
+    coefficient: float = 0.0
+    has_skill_encoder: bool = True
+    """Whether offline episodes can be put into skills; a bundle has no encoder of skills."""
+
+
+def start_from_run(run: Run) -> Start:
+    """The skills that a run's folder holds, and its meta-training where that is complete."""
+    start = Start(run.skills, "run")
+    if (run.dir / "meta.safetensors").exists():
+        trainer = run.trainer()
+        note = load_checkpoint(run.need("meta"), modules=trainer.networks.modules() | trainer.learner.coefficients())[1]
+        if note["updates"] >= run.config.meta.updates:
+            start.meta_seed, start.networks = run.config.seed, trainer.networks
+            start.coefficient = float(trainer.learner.policy_posterior())
+    return start
+
+
+def start_from_bundle(bundle: Bundle, config: TrainingConfig) -> Start:
+    """The skills and networks of a bundle as they are served: the decoder and the task encoder are its ONNX graphs.
+
+    Raises ConfigError when the bundle's networks are not those of the configuration.
+    """
+    sizes = bundle.manifest.networks
+    kinds = {"features": FeatureConfig, "skills": SkillConfig, "networks": NetworkConfig}
+    different = [name for name, kind in kinds.items() if kind.model_validate(sizes[name]) != getattr(config, name)]
+    if different:
+        raise ConfigError(f"the bundle {bundle.path} was made with another {', '.join(different)} than this configuration has")
+    learner = LearnerNetworks.from_bundle(bundle)
+    low, high = (torch.tensor(limit) for limit in (bundle.manifest.spec.action.low, bundle.manifest.spec.action.high))
+    features = learner.policy.skill_prior.features
+    skills = SkillModel(config.features, config.skills, state_mean=features.mean, state_std=features.std, action_low=low, action_high=high)
+    skills.prior.load_state_dict(learner.policy.skill_prior.state_dict())
+    skills.decoder = OnnxGraph(bundle.read(SKILL_DECODER))
+    skills.eval()
+    networks = MetaNetworks.fresh(skills, learner.layout, config.networks)
+    weights = load_tensors(bundle.read(LEARNER_WEIGHTS))
+    for name in ("policy", "critic", "target_critic"):
+        getattr(networks, name).load_state_dict({k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")})
+    networks.encoder = OnnxGraph(bundle.read(TASK_ENCODER))
+    seed = int(bundle.manifest.provenance.seed)
+    origin, coefficient = f"bundle {bundle.manifest.digest[:12]}", float(learner.coefficient())
+    return Start(skills, origin, seed, networks, coefficient, has_skill_encoder=False)
+
+
+class OnnxGraph(nn.Module):
+    """A bundle's graph as a module, for acting only: it has no gradients."""
+
+    def __init__(self, model: bytes) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._names = [entry.name for entry in self._session.get_inputs()]
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The graph's outputs for its inputs, in their order."""
+        feed = {name: value.detach().numpy() for name, value in zip(self._names, inputs, strict=True)}
+        outputs = tuple(torch.from_numpy(output) for output in self._session.run(None, feed))
+        return outputs[0] if len(outputs) == 1 else outputs

@@ -1,0 +1,112 @@
+"""The unit of a comparison: one method with one meta-training seed and one session seed, on all tasks side by side."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.config import TrainingConfig
+from training.contract.errors import ConfigError
+from training.evaluate import TargetSession
+from training.methods.meta_stage import StartingPoint, needs_meta_training, starting_point
+from training.methods.method import Method
+from training.methods.protocol import MethodProtocol
+from training.methods.session_store import load_sessions, save_sessions
+from training.methods.setting import Setting
+from training.run_log import RunLog
+
+CHECKPOINT_EPISODES = 5
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Which runs belong together: they are made in lock-step, and are kept in one file."""
+
+    method: Method
+    meta_seed: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.method.name}-meta{self.meta_seed}-seed{self.seed}"
+
+    def results(self, out: Path) -> Path:
+        """The file of its results."""
+        return out / "sessions" / f"{self.name}.json"
+
+
+def run_unit(unit: Unit, setting: Setting, episodes: int, out: Path) -> None:
+    """Run a unit to so many episodes, from where it stands; its results are written as it goes.
+
+    Raises ConfigError when what stands there was run with another configuration, on other tasks or from another start.
+    """
+    config = setting.configure(unit.method, unit.meta_seed)
+    fingerprint = _fingerprint(unit, config, setting)
+    done = _episodes_done(unit, fingerprint, out)
+    if done >= episodes:
+        return
+    start = starting_point(unit.method, setting, unit.meta_seed, out / "meta")
+    protocol = MethodProtocol(unit.method, config, start.networks, start.coefficient, setting.spec_of(unit.method), setting.simulator)
+    folder = out / "checkpoints" / unit.name
+    sessions = load_sessions(folder, protocol, setting.test_tasks, [unit.seed])
+    begun = len(sessions[0].returns)
+    with RunLog(out / "logs", unit.name, episodes, "episodes", resumed_at=begun) as log:
+        for episode in range(begun, episodes):
+            log.report(episode + 1, protocol.advance(sessions, episode))
+            if (episode + 1) % CHECKPOINT_EPISODES == 0 or episode + 1 == episodes:
+                save_sessions(folder, sessions)
+                _write(unit.results(out), _content(unit, setting, config, start, sessions, log.cpu_s) | {"fingerprint": fingerprint})
+
+
+def _episodes_done(unit: Unit, fingerprint: str, out: Path) -> int:
+    path = unit.results(out)
+    if not path.exists():
+        return 0
+    content = json.loads(path.read_text())
+    if content["fingerprint"] != fingerprint:
+        raise ConfigError(
+            f"{path} was run with another configuration, on other tasks or from another start; choose another --out, or delete it"
+        )
+    return len(content["sessions"][0]["returns"])
+
+
+def _content(
+    unit: Unit, setting: Setting, config: TrainingConfig, start: StartingPoint, sessions: Sequence[TargetSession], cpu_s: float
+) -> dict[str, Any]:
+    return {
+        "method": unit.method.name,
+        "meta_seed": unit.meta_seed,
+        "seed": unit.seed,
+        "start": setting.start.origin,
+        "conditioning": config.evaluate.conditioning_episodes,
+        "cost": {
+            "meta": start.cost,
+            "target": {
+                "updates": sum(s.learner.updates for s in sessions if s.learner is not None),
+                "environment_steps": sum(sum(s.steps) for s in sessions),
+                "cpu_s": round(cpu_s, 1),
+            },
+        },
+        "sessions": [{"task": list(s.task), "returns": s.returns, "deterministic_returns": s.deterministic_returns} for s in sessions],
+    }
+
+
+def _fingerprint(unit: Unit, config: TrainingConfig, setting: Setting) -> str:
+    """Of everything that the results depend on, but not of how many episodes were asked for."""
+    content = config.model_dump(mode="json")
+    content["evaluate"].pop("episodes")
+    if not needs_meta_training(unit.method, setting, unit.meta_seed):
+        content["meta"] = config.meta.policy_posterior_coefficient  # what networks that begin untrained begin with
+    parts = [content, [list(task) for task in setting.test_tasks], setting.start.origin]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".partial")
+    scratch.write_text(json.dumps(content) + "\n")
+    os.replace(scratch, path)
