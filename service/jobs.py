@@ -18,8 +18,8 @@ from service.keys import JOBS, LEARNERS, SessionKeys
 STALE_JOB_S = 60
 """A waiting job is queued again after this long, in case it was noted but never written to the stream; a second one changes nothing."""
 
-MAX_DELIVERIES = 5
-"""A job that was taken up this often without being finished kills its learners, and is given up."""
+MAX_ATTEMPTS = 5
+"""Work on a session that was begun this often without getting any further kills its learners, and is given up."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -31,12 +31,11 @@ class Job(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Claim:
-    """A job that this learner has taken, by its id in the stream, and how often it was delivered."""
+    """A job that this learner has taken, by its id in the stream."""
 
     message_id: str
     session_id: str
     token: str
-    deliveries: int
 
 
 _ACQUIRE = """
@@ -51,7 +50,9 @@ return before == ARGV[1] and 2 or 1
 """
 
 _RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
+redis.call('DEL', KEYS[1])
+redis.call('HDEL', KEYS[2], 'attempts')
 """
 
 _RESERVE = """
@@ -111,21 +112,17 @@ class JobQueue:
     def take(self, learner: str, block_ms: int | None) -> Claim | None:
         """The next new job, waiting up to ``block_ms`` for one (None: not at all)."""
         answer = cast(Any, self.redis.xreadgroup(LEARNERS, learner, {JOBS: ">"}, count=1, block=block_ms))
-        return _claims(answer[0][1] if answer else [], {})[0] if answer else None
+        return _claims(answer[0][1])[0] if answer else None
 
     def reclaim(self, learner: str, min_idle_ms: int) -> list[Claim]:
         """Jobs of learners that showed no life for ``min_idle_ms``."""
         answer = cast(Any, self.redis.xautoclaim(JOBS, LEARNERS, learner, min_idle_ms, count=16))
-        entries = [entry for entry in answer[1] if entry[1]]
-        if not entries:
-            return []
-        return _claims(entries, self._deliveries(learner))
+        return _claims(answer[1])
 
     def own(self, learner: str) -> list[Claim]:
         """Jobs that a learner of this name took earlier and did not finish."""
         answer = cast(Any, self.redis.xreadgroup(LEARNERS, learner, {JOBS: "0"}))
-        entries = [entry for entry in answer[0][1] if entry[1]] if answer else []
-        return _claims(entries, self._deliveries(learner))
+        return _claims(answer[0][1]) if answer else []
 
     def keep(self, learner: str, message_ids: list[str]) -> None:
         """Show life for jobs at work."""
@@ -136,13 +133,17 @@ class JobQueue:
         """The job is at work: episodes that complete from now on need a new one."""
         self._claimed(keys=[keys.finetuning], args=[token])
 
+    def begin(self, keys: SessionKeys) -> int:
+        """Count that work on the session begins; with its lease held. Returns how often it has since it last got further or ended."""
+        return int(cast(int, self.redis.hincrby(keys.finetuning, "attempts", 1)))
+
     def acquire(self, keys: SessionKeys, learner: str, lease_ms: int) -> Lease:
         """Take or prolong the lease of a session."""
         return Lease(int(self._acquire(keys=[keys.lease, keys.session, keys.finetuning], args=[learner, lease_ms])))
 
     def release(self, keys: SessionKeys, learner: str) -> None:
-        """Give the lease back."""
-        self._release(keys=[keys.lease], args=[learner])
+        """Give the lease back, the work being at an end."""
+        self._release(keys=[keys.lease, keys.finetuning], args=[learner])
 
     def finish(self, message_id: str) -> None:
         """Take a job off the stream."""
@@ -151,14 +152,11 @@ class JobQueue:
             pipe.xdel(JOBS, message_id)
             pipe.execute()
 
-    def _deliveries(self, learner: str) -> dict[str, int]:
-        pending = cast(list[dict[str, Any]], self.redis.xpending_range(JOBS, LEARNERS, "-", "+", 1000, consumername=learner))
-        return {entry["message_id"].decode(): int(entry["times_delivered"]) for entry in pending}
 
-
-def _claims(entries: list[Any], deliveries: dict[str, int]) -> list[Claim]:
+def _claims(entries: list[Any]) -> list[Claim]:
     claims = []
     for message_id, fields in entries:
-        job = msgspec.json.decode(fields[b"job"], type=Job)
-        claims.append(Claim(message_id.decode(), job.session_id, job.token, deliveries.get(message_id.decode(), 1)))
+        if fields:  # one that was deleted while it was pending has none
+            job = msgspec.json.decode(fields[b"job"], type=Job)
+            claims.append(Claim(message_id.decode(), job.session_id, job.token))
     return claims

@@ -68,6 +68,7 @@ _CHECKPOINT = (
     _IF_LEASED
     + """
 redis.call('SET', KEYS[3], ARGV[2], 'PX', left)
+redis.call('HDEL', KEYS[4], 'attempts')
 return 1
 """
 )
@@ -78,6 +79,7 @@ _PUBLISH = (
     + """
 if redis.call('HGET', KEYS[3], 'paused') == '1' then return 0 end
 redis.call('HSET', KEYS[3], 'versions', ARGV[2], 'learned', ARGV[7], 'state', 'idle')
+redis.call('HDEL', KEYS[3], 'attempts')
 redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
 redis.call('RPUSH', KEYS[7], ARGV[8])
 redis.call('LTRIM', KEYS[7], -1000, -1)
@@ -203,7 +205,7 @@ class VersionStore:
 
     def save_checkpoint(self, keys: SessionKeys, learner: str, checkpoint: bytes) -> bool:
         """Store the learner's checkpoint; False when this learner does not hold the session (any more)."""
-        return bool(self._checkpoint(keys=[keys.lease, keys.session, keys.checkpoint], args=[learner, checkpoint]) == 1)
+        return bool(self._checkpoint(keys=[keys.lease, keys.session, keys.checkpoint, keys.finetuning], args=[learner, checkpoint]) == 1)
 
     def load_checkpoint(self, keys: SessionKeys) -> bytes | None:
         """The learner's checkpoint, if there is one."""

@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 
 from service.app import load_bundles
 from service.errors import ServiceError, StartupError
-from service.jobs import MAX_DELIVERIES, Claim, JobQueue, Lease
+from service.jobs import MAX_ATTEMPTS, Claim, JobQueue, Lease
 from service.keys import SessionKeys
 from service.learning import LeaseLost, SessionLearner, Stores, Turn
 from service.policies import Networks
@@ -145,8 +145,8 @@ class Worker:
         if lease is not Lease.TAKEN_AGAIN:
             learner.forget()
         job = ActiveJob(keys, learner, [claim.message_id])
-        if claim.deliveries > MAX_DELIVERIES:
-            self._fail(job, f"{claim.deliveries - 1} learners died while they worked on it")
+        if (attempts := self._jobs.begin(keys)) > MAX_ATTEMPTS:
+            self._fail(job, f"{attempts - 1} learners died one after the other while they worked on it, without getting any further")
             self._finish(job)
         else:
             self._active.append(job)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from service.jobs import MAX_DELIVERIES
+from service.jobs import MAX_ATTEMPTS
 from service.policies import Networks
 from service.sessions import SessionStore
 from service.settings import Settings
@@ -399,15 +399,44 @@ def test_a_stopped_learner_hands_its_jobs_back_at_once(api: TestClient, settings
     assert (status["updates"], status["policy_version"]) == (12, 1)
 
 
-def test_a_job_that_keeps_killing_its_learners_is_given_up(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+class Death(BaseException):
+    """Ends a worker of these tests as kill -9 ends a process: it tidies nothing up."""
+
+
+def test_a_job_that_keeps_killing_its_learners_is_given_up(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = ready_to_learn(api)
-    for _ in range(MAX_DELIVERIES):
-        worker(settings, tiny_networks).turn(1)
+
+    def die(finetuner: Finetuner, count: int) -> None:
+        raise Death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Finetuner, "update", die)
+        for _ in range(MAX_ATTEMPTS):
+            with pytest.raises(Death):
+                worker(settings, tiny_networks).turn(1)
     work_off(worker(settings, tiny_networks))
     status = driver.get("/finetuning")
     assert status["state"] == "failed"
     assert "died" in status["error"]
     assert api.app.state.parts.store.redis.xlen("skillet:jobs") == 0
+    driver.run_episode()
+    work_off(worker(settings, tiny_networks))
+    assert driver.get("/finetuning")["state"] == "idle"
+
+
+def test_a_job_that_gets_further_is_not_given_up_however_often_its_learner_dies(
+    api: TestClient, settings: Settings, tiny_networks: Networks, undisturbed: Driver
+) -> None:
+    driver = ready_to_learn(api)
+    often = settings.model_copy(update={"slice_updates": 1, "checkpoint_interval_s": 0.0})
+    for _ in range(2 * MAX_ATTEMPTS):
+        worker(often, tiny_networks).turn(1)
+    work_off(worker(often, tiny_networks))
+    driver.run_episode()
+    work_off(worker(often, tiny_networks))
+    assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
 
 
 def test_a_session_whose_bundle_the_learner_has_not_is_failed_with_the_reason(
