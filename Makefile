@@ -42,10 +42,10 @@ train: setup ## train a bundle from nothing, every stage resumable: make train [
 	@$(PY) -m training all --config $(CONFIG)
 
 test: setup ## run all tests
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(PYTEST_OPTIONS)
 
 test-faults: setup ## kill processes, cut the network and the power: make test-faults [FAULTS=200]
-	@$(PY) -m pytest tests/faults --kills $(FAULTS) --network-faults $(FAULTS) --timeout 800
+	@$(PY) -m pytest tests/faults --kills $(FAULTS) --network-faults $(FAULTS) --timeout 900
 
 lint: setup ## style, types and the direction of imports
 	@$(VENV)/bin/ruff check .

@@ -3,7 +3,6 @@ when it dies; stops all of them."""
 
 import argparse
 import json
-import logging
 import os
 import signal
 import socket
@@ -21,7 +20,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service.errors import StartupError
-from service.processes import Supervised, bound
+from service.logs import set_up_logs
+from service.metrics_files import METRICS_DIR
+from service.processes import Supervised, bound, stop_all
 from service.redis_server import EmbeddedRedis
 from service.settings import Settings
 from service.storage import connect
@@ -36,12 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
         from service.sessions_cli import main as sessions
 
         return sessions(words[1:])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
         with ExitStack() as stack:
-            _serve(read_settings(arguments), stack)
+            settings = read_settings(arguments)
+            set_up_logs(settings.log_format, settings.log_level)
+            _serve(settings, stack)
     except SkilletError as error:
         print(f"skillet: {error}", file=sys.stderr)
         return 2
@@ -72,7 +74,11 @@ def _serve(settings: Settings, stack: ExitStack) -> None:
     redis_url = settings.redis_url or _start_redis(settings, stack)
     settings = settings.model_copy(update={"redis_url": redis_url})
     _check_redis(settings, redis_url)
-    learners = [_start_learner(settings, redis_url, index, stack) for index in range(settings.learners)]
+    learners: list[Supervised] = []
+    stack.callback(stop_all, learners)
+    for index in range(settings.learners):
+        learners.append(_learner(settings, redis_url, index))
+        learners[-1].start()
     bundles = _start_workers(settings, listener, stack)
     print(_ready_line(settings, listener, bundles, learners), flush=True)
     threading.Event().wait()  # until a signal raises SystemExit
@@ -130,23 +136,27 @@ def _check_strict(client: "Redis") -> None:
 
 def _start_workers(settings: Settings, listener: socket.socket, stack: ExitStack) -> dict[str, str]:
     """Start the API processes, and wait until the first has loaded. Returns the bundles' digests by name."""
-    slots = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skillet-")))
+    slots = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skillet-slots-")))
     for index in range(settings.workers):
         (slots / str(index)).touch()
-    first = _ApiProcess(settings, listener, slots)
+    metrics = stack.enter_context(tempfile.TemporaryDirectory(prefix="skillet-metrics-"))
+    first = _ApiProcess(settings, listener, slots, metrics)
+    workers: list[Supervised] = []
+    stack.callback(stop_all, workers)
+    stack.callback(listener.close)  # first of all: new connections are refused while the API processes finish what they have
     for index in range(settings.workers + settings.standby_workers):
-        process = first if index == 0 else _ApiProcess(settings, listener, slots)
-        worker = Supervised(f"API process {index}", process.spawn)
-        stack.callback(worker.stop)
-        worker.start()
+        process = first if index == 0 else _ApiProcess(settings, listener, slots, metrics)
+        workers.append(Supervised(f"API process {index}", process.spawn))
+        workers[-1].start()
     return first.bundles()
 
 
 class _ApiProcess:
     """Makes API processes, and reads what the first of them reports."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, slots: Path) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, slots: Path, metrics: str) -> None:
         self._settings, self._listener, self._slots = settings, listener, slots
+        self._environment = {**os.environ, METRICS_DIR: metrics}
         self._report: int | None = None
 
     def spawn(self) -> subprocess.Popen[bytes]:
@@ -159,7 +169,9 @@ class _ApiProcess:
         command = [sys.executable, "-m", "service.api_worker", "--slots", str(self._slots)]
         for name, fd in fds.items():
             command += [name, str(fd)]
-        process = subprocess.Popen(bound(command), stdin=subprocess.PIPE, pass_fds=list(fds.values()), start_new_session=True)
+        process = subprocess.Popen(
+            bound(command), stdin=subprocess.PIPE, pass_fds=list(fds.values()), env=self._environment, start_new_session=True
+        )
         os.close(writing)
         assert process.stdin is not None
         with process.stdin as settings:
@@ -177,7 +189,7 @@ class _ApiProcess:
         return dict(found["bundles"])
 
 
-def _start_learner(settings: Settings, redis_url: str, index: int, stack: ExitStack) -> Supervised:
+def _learner(settings: Settings, redis_url: str, index: int) -> Supervised:
     name = f"{socket.gethostname()}-{os.getpid()}-{index}"
     command = [sys.executable, "-m", "service.worker", "--name", name]
     for bundle in settings.bundles:
@@ -187,10 +199,7 @@ def _start_learner(settings: Settings, redis_url: str, index: int, stack: ExitSt
     def spawn() -> subprocess.Popen[bytes]:
         return subprocess.Popen(bound(command), stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
 
-    learner = Supervised(f"learner {index}", spawn)
-    stack.callback(learner.stop)
-    learner.start()
-    return learner
+    return Supervised(f"learner {index}", spawn)
 
 
 def _ready_line(settings: Settings, listener: socket.socket, bundles: dict[str, str], learners: list[Supervised]) -> str:

@@ -9,12 +9,13 @@ import argparse
 import fcntl
 import gc
 import json
-import logging
+import math
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Final
@@ -23,6 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app, load_bundles
+from service.logs import set_up_logs
 from service.settings import Settings
 from training.contract.errors import SkilletError
 
@@ -32,7 +34,6 @@ _LOOK_S: Final = 0.01  # between two looks for a free slot, of which there may b
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit code. Reads the settings, JSON, from standard input."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     parser = argparse.ArgumentParser("python -m service.api_worker")
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--slots", type=Path, required=True, help="folder with one lock file for each process that shall serve")
     options = parser.parse_args(arguments)
     settings = Settings(**json.loads(sys.stdin.read()))
+    set_up_logs(settings.log_format, settings.log_level)
     with os.fdopen(options.report_fd, "w") as report:
         try:
             bundles = load_bundles(settings.bundles, envelope=settings.envelope)
@@ -52,15 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()  # what was loaded stays: the collector need not look through it in the middle of a step
     slot = _await_slot(options.slots)
-    _Server(app).run(sockets=[socket.socket(fileno=options.listen_fd)])
-    slot.close()
+    _Server(app, settings, slot.close).run(sockets=[socket.socket(fileno=options.listen_fd)])
     return 0
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that lets waiting requests know when it stops."""
+    """uvicorn that drains: when it stops, the process that stands by takes over at once; waiting requests are answered, new ones
+    refused."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, hand_over: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -71,16 +73,19 @@ class _Server(uvicorn.Server):
                 ws_per_message_deflate=False,
                 ws_ping_timeout=_KEEP_ALIVE_S,
                 access_log=False,
+                log_config=None,
                 log_level="warning",
-                timeout_graceful_shutdown=2,
+                timeout_graceful_shutdown=math.ceil(settings.drain_s),
                 timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
-        self._app = app
+        self._app, self._hand_over = app, hand_over
+        app.state.in_flight = lambda: len(self.server_state.tasks)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop."""
         self._app.state.stopping = True
+        self._hand_over()
         super().handle_exit(sig, frame)
 
 

@@ -9,6 +9,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.types import ASGIApp
 
 from service import openapi
+from service.access_log import AccessLog
 from service.adaptation import Adaptation
 from service.batch_routes import batches
 from service.control_calls import ControlCalls
@@ -16,8 +17,10 @@ from service.control_routes import control
 from service.deadlines import Deadlines
 from service.errors import StartupError
 from service.framing import Framing
+from service.gate import Gate, Waiting
 from service.idempotency import CreatedSessions
 from service.jobs import JobQueue
+from service.learner_metrics import LearnerMetrics
 from service.metrics import Metrics
 from service.operation_routes import bundles as bundle_routes
 from service.operation_routes import operation
@@ -29,6 +32,7 @@ from service.settings import Settings
 from service.step_loop import StepLoop
 from service.storage import connect
 from service.stream import streams
+from service.tracing import Tracing, open_provider
 from service.versions import VersionStore
 from service.wire import answer_errors
 from training.contract.bundle import Bundle
@@ -60,9 +64,11 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app.state.parts = parts
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
+    app.state.in_flight = lambda: 0  # the server says how many requests it has
     for router in (control, sessions, bundle_routes, operation, streams, batches):
         app.include_router(router)
     answer_errors(app, parts.metrics)
+    _add_middleware(app, settings, parts)
     build = app.build_middleware_stack
     app.build_middleware_stack = lambda: _stack(app, build)  # type: ignore[method-assign]
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
@@ -76,6 +82,15 @@ def _stack(app: FastAPI, build: Callable[[], ASGIApp]) -> ASGIApp:
     for middleware, args, options in reversed(added):
         stack = middleware(stack, *args, **options)
     return Framing(stack)
+
+
+def _add_middleware(app: FastAPI, settings: Settings, parts: Parts) -> None:
+    """From the inside outwards. What is not asked for is not there."""
+    app.add_middleware(Gate, limit=settings.max_in_flight, metrics=parts.metrics, waiting=parts.waiting)
+    if settings.access_log:
+        app.add_middleware(AccessLog)
+    if settings.tracing:
+        app.add_middleware(Tracing, provider=open_provider())
 
 
 def load_bundles(paths: tuple[Path, ...], *, envelope: bool = True) -> dict[str, Networks]:
@@ -97,8 +112,8 @@ def load_bundles(paths: tuple[Path, ...], *, envelope: bool = True) -> dict[str,
 
 def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) -> Parts:
     redis = connect(redis_url, settings.redis_timeout_s)
-    store, versions, metrics = SessionStore(redis), VersionStore(redis), Metrics()
-    adaptation = Adaptation(store, versions, JobQueue(redis), settings.inference_interval_s, metrics.rollbacks.inc)
-    metrics.count_versions(versions)
+    store, versions, jobs, metrics = SessionStore(redis), VersionStore(redis), JobQueue(redis), Metrics()
+    adaptation = Adaptation(store, versions, jobs, settings.inference_interval_s, metrics.rollbacks.inc)
+    metrics.add(LearnerMetrics(versions, jobs))
     loop = StepLoop(settings, store=store, versions=versions, bundles=bundles, adaptation=adaptation, metrics=metrics)
-    return Parts(settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, Deadlines(), metrics)
+    return Parts(settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, Deadlines(), metrics, Waiting())

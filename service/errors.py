@@ -26,7 +26,10 @@ SkilletError
     │   ├── DuplicateTransition  409
     │   ├── DeadlinePassed       409  the answer would come too late to be of use
     │   └── ConcurrentUpdate     409  other requests kept changing the session at the same moment
-    ├── StorageUnavailable       503
+    ├── Unavailable
+    │   ├── StorageUnavailable   503
+    │   ├── Overloaded           503  more requests at a time than this process answers soon
+    │   └── ShuttingDown         503  this process stops; another one, or the next, answers
     └── InternalError            500
         └── PolicyOutputInvalid  500  the policy gave a number that is not finite; it is not sent to a robot
 """
@@ -207,10 +210,28 @@ class ConcurrentUpdate(Conflict):
     code, title = "concurrent_update", "Concurrent update"
 
 
-class StorageUnavailable(ServiceError):
+class Unavailable(ServiceError):
+    """The same request may succeed in a moment."""
+
+    status, code, title = 503, "unavailable", "Unavailable"
+
+
+class StorageUnavailable(Unavailable):
     """Redis does not answer."""
 
-    status, code, title = 503, "storage_unavailable", "Storage unavailable"
+    code, title = "storage_unavailable", "Storage unavailable"
+
+
+class Overloaded(Unavailable):
+    """There are more requests at a time than this process answers soon."""
+
+    code, title = "overloaded", "Overloaded"
+
+
+class ShuttingDown(Unavailable):
+    """This process stops."""
+
+    code, title = "shutting_down", "Shutting down"
 
 
 class InternalError(ServiceError):

@@ -18,6 +18,8 @@ from service.keys import JOBS, LEARNERS, SessionKeys
 STALE_JOB_S = 60
 """A waiting job is queued again after this long, in case it was noted but never written to the stream; a second one changes nothing."""
 
+_LEARNER_ALIVE_MS = 30_000
+
 MAX_ATTEMPTS = 5
 """Work on a session that was begun this often without getting any further kills its learners, and is given up."""
 
@@ -36,6 +38,16 @@ class Claim:
     message_id: str
     session_id: str
     token: str
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What waits for learners: sessions, how long the first of them has, sessions at work, learners that live."""
+
+    waiting: int
+    oldest_wait_s: float
+    in_work: int
+    learners: int
 
 
 _ACQUIRE = """
@@ -135,7 +147,7 @@ class JobQueue:
 
     def begin(self, keys: SessionKeys) -> int:
         """Count that work on the session begins; with its lease held. Returns how often it has since it last got further or ended."""
-        return int(cast(int, self.redis.hincrby(keys.finetuning, "attempts", 1)))
+        return int(self.redis.hincrby(keys.finetuning, "attempts", 1))
 
     def acquire(self, keys: SessionKeys, learner: str, lease_ms: int) -> Lease:
         """Take or prolong the lease of a session."""
@@ -144,6 +156,24 @@ class JobQueue:
     def release(self, keys: SessionKeys, learner: str) -> None:
         """Give the lease back, the work being at an end."""
         self._release(keys=[keys.lease, keys.finetuning], args=[learner])
+
+    def backlog(self) -> Backlog:
+        """What waits for learners at the moment."""
+        now_s, micros = self.redis.time()
+        try:
+            (group,) = self.redis.xinfo_groups(JOBS)
+            consumers = self.redis.xinfo_consumers(JOBS, LEARNERS)
+        except (ResponseError, ValueError):  # no learner was here yet
+            group, consumers = {"pending": 0, "last-delivered-id": b"0-0"}, []
+        after = cast(bytes, group["last-delivered-id"]).decode()
+        first = cast(list[Any], self.redis.xrange(JOBS, min=f"({after}", count=1))
+        queued_ms = int(first[0][0].partition(b"-")[0]) if first else now_s * 1000
+        return Backlog(
+            waiting=max(0, self.redis.xlen(JOBS) - int(group["pending"])),
+            oldest_wait_s=max(0.0, now_s + micros / 1e6 - queued_ms / 1000) if first else 0.0,
+            in_work=int(group["pending"]),
+            learners=sum(consumer["idle"] < _LEARNER_ALIVE_MS for consumer in consumers),
+        )
 
     def finish(self, message_id: str) -> None:
         """Take a job off the stream."""

@@ -93,6 +93,7 @@ class SessionLearner:
         """Say that fine-tuning failed; the next completed episode tries again from the last checkpoint."""
         self._finetuner = None
         self._report(self._stores.sessions.load(self.session_id), state="failed", error=reason)
+        self._stores.versions.count(failures=1)
 
     def _restore(self, loaded: Loaded) -> Finetuner:
         """From the checkpoint, else at the bundle's starting point for the task posterior of all complete episodes."""
@@ -114,7 +115,9 @@ class SessionLearner:
     def _update(self, loaded: Loaded, finetuner: Finetuner) -> None:
         began, count = time.monotonic(), min(finetuner.updates_due(), self._slice())
         self._losses = {name: value if math.isfinite(value) else None for name, value in finetuner.update(count).items()}
-        self._update_s = (time.monotonic() - began) / count
+        took_s = time.monotonic() - began
+        self._update_s = took_s / count
+        self._stores.versions.count(updates=count, update_seconds=took_s)
         self._report(loaded, state="running", updates=finetuner.updates, losses=msgspec.json.encode(self._losses))
         if time.monotonic() - self._checkpoint_at >= self._settings.checkpoint_interval_s:
             self._save(loaded, finetuner)

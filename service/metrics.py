@@ -1,13 +1,9 @@
 """Prometheus metrics. No label names a session: the number of series stays fixed."""
 
-from collections.abc import Iterator
-
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
-from redis.exceptions import RedisError
 
-from service.versions import VersionStore
+from service.metrics_files import registry_of_all
 
 _LATENCY_BUCKETS_S = (0.0001, 0.0002, 0.0003, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
@@ -32,30 +28,12 @@ class Metrics:
         self.step_seconds = self.seconds.labels("step")
         self.transitions_seconds = self.seconds.labels("transitions")
 
+        self._scraped = registry
+
     def text(self) -> bytes:
         """The exposition format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._scraped)
 
-    def count_versions(self, versions: VersionStore) -> None:
-        """Add the learners' totals, read from Redis with each scrape."""
-        self.registry.register(_LearnerTotals(versions))
-
-
-class _LearnerTotals(Collector):
-    def __init__(self, versions: VersionStore) -> None:
-        self._versions = versions
-
-    def describe(self) -> Iterator[CounterMetricFamily]:
-        """The names, without reading anything."""
-        yield CounterMetricFamily("skillet_versions", "Policy versions made by learners, by result", labels=["result"])
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """The totals; none while Redis does not answer."""
-        try:
-            totals = self._versions.counters()
-        except RedisError:
-            totals = {}
-        family = CounterMetricFamily("skillet_versions", "Policy versions made by learners, by result", labels=["result"])
-        for result in ("published", "rejected"):
-            family.add_metric([result], totals.get(f"versions_{result}", 0))
-        yield family
+    def add(self, *collectors: Collector) -> None:
+        """Add what is read with each scrape, and count together with the other API processes. Once, before the first scrape."""
+        self._scraped = registry_of_all(self.registry, *collectors)

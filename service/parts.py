@@ -7,6 +7,7 @@ from fastapi import Request
 from service.adaptation import Adaptation
 from service.deadlines import Deadlines
 from service.errors import UnknownBundle
+from service.gate import Waiting
 from service.idempotency import CreatedSessions
 from service.metrics import Metrics
 from service.policies import Networks
@@ -29,6 +30,7 @@ class Parts:
     loop: StepLoop
     deadlines: Deadlines
     metrics: Metrics
+    waiting: Waiting
 
 
 def parts_of(request: Request) -> Parts:

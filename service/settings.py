@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.logs import LogFormat, LogLevel
+
 
 class Settings(BaseSettings):
     """Everything that can be set, with its unit in the name."""
@@ -25,7 +27,13 @@ class Settings(BaseSettings):
     )
     learners: int = Field(default=1, ge=0, description="learner processes started beside the API")
     envelope: bool = Field(default=True, description="hold actions inside the bundles' safety envelopes, not only their specs' limits")
+    log_format: LogFormat = Field(default="human", description="lines for people, or one JSON object a line")
+    log_level: LogLevel = "info"
+    access_log: bool = Field(default=False, description="log every request; it costs a tenth of a control step and more")
+    tracing: bool = Field(default=False, description="OpenTelemetry spans; where they go is for OTEL_* to say. Needs the extra `tracing`")
     redis_timeout_s: float = Field(default=1.5, gt=0)
+    max_in_flight: int = Field(default=64, gt=0, description="requests that an API process has at a time; more are refused with 503")
+    drain_s: float = Field(default=5.0, gt=0, description="how long a stopping API process waits for the replies that are under way")
     max_body_bytes: int = Field(default=2**20, gt=0)
     max_steps_ahead: int = Field(default=1000, gt=0, description="steps that may be acted before their transitions are posted")
     reorder_window: int = Field(default=256, gt=0, description="steps of an episode that are held for a missing one before them")

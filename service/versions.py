@@ -239,9 +239,16 @@ class VersionStore:
             self.redis.hincrby(COUNTERS, "versions_published" if candidate.weights else "versions_rejected", 1)
         return int(found)
 
-    def counters(self) -> dict[str, int]:
+    def count(self, **amounts: float) -> None:
+        """Add to the totals of what learners did."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for name, amount in amounts.items():
+                pipe.hincrbyfloat(COUNTERS, name, amount)
+            pipe.execute()
+
+    def counters(self) -> dict[str, float]:
         """Totals of what learners did."""
-        return {name.decode(): int(value) for name, value in cast(dict[bytes, bytes], self.redis.hgetall(COUNTERS)).items()}
+        return {name.decode(): float(value) for name, value in cast(dict[bytes, bytes], self.redis.hgetall(COUNTERS)).items()}
 
     def _unknown(self, keys: SessionKeys, version: int | None, current: int) -> UnknownVersion:
         kept = sorted(int(number) for number in cast(list[bytes], self.redis.hkeys(keys.weights)))

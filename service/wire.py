@@ -78,7 +78,7 @@ def problem(request: Request, error: ServiceError, metrics: Metrics, headers: di
     number = request_id(request.scope)
     metrics.errors.labels(error.code).inc()
     if error.status == 500:  # a 503 comes with every request while Redis is gone: `Outages` tells of it
-        _log.error("request %s: %s: %s", number, error.code, error.detail)
+        _log.error("%s: %s", error.code, error.detail, extra={"request_id": number, "code": error.code})
     body = _encoder.encode(error.problem(number))
     extra = {"retry-after": "1"} if error.status == 503 else {}
     return Response(body, error.status, {**extra, **(headers or {})}, media_type="application/problem+json")
@@ -95,7 +95,8 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(RedisError)
     async def redis_error(request: Request, error: RedisError) -> Response:
         if not is_outage(error):
-            _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            extra = {"request_id": request_id(request.scope), "method": request.method, "path": request.url.path}
+            _log.error("Redis refused a command", exc_info=error, extra=extra)
         return problem(request, as_problem(error, outages), metrics)
 
     @app.exception_handler(RequestValidationError)

@@ -26,6 +26,7 @@ from service.errors import ServiceError, StartupError
 from service.jobs import MAX_ATTEMPTS, Claim, JobQueue, Lease
 from service.keys import SessionKeys
 from service.learning import LeaseLost, SessionLearner, Stores, Turn
+from service.logs import set_up_logs
 from service.policies import Networks
 from service.sessions import SessionStore
 from service.settings import Settings
@@ -225,7 +226,6 @@ class Worker:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM. Returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser("python -m service.worker", description="Fine-tune sessions of the Redis at SKILLET_REDIS_URL.")
     parser.add_argument("--bundle", dest="bundles", action="append", type=Path, help="bundle directory; may be given again")
     parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="must differ between learners")
@@ -239,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         settings = Settings(**({"bundles": options.bundles} if options.bundles else {}))
+        set_up_logs(settings.log_format, settings.log_level)
         if settings.redis_url is None:
             raise StartupError("a learner needs the Redis of its service: set SKILLET_REDIS_URL")
         with connect(settings.redis_url, settings.redis_timeout_s) as redis:

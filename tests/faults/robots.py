@@ -107,3 +107,15 @@ def identical(robot: Robot, twin: Robot) -> bool:
     """Every action, the posterior and what was counted, to the bit."""
     same = len(robot.actions) == len(twin.actions) and all(map(np.array_equal, robot.actions, twin.actions))
     return same and robot.counted == twin.counted and np.array_equal(robot.task.mean, twin.task.mean)
+
+
+def await_answer(robots: list[Robot], killed_at: float) -> float:
+    """When the first robot, which only acts, first had an action that it asked for after the kill."""
+    deadline = time.monotonic() + 60
+    while (found := next((asked for asked in robots[0].answers[-200:] if asked[0] > killed_at), None)) is None:
+        assert time.monotonic() < deadline, "no action any more"
+        for robot in robots:
+            if robot.failure is not None:
+                raise robot.failure
+        time.sleep(0.002)
+    return found[1]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def loaded(pid: int) -> bool:
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
             links.append(str(fd.readlink()))
-    return any("/skillet-" in link for link in links)
+    return any("/skillet-slots-" in link for link in links)
 
 
 def find(service: RunningService, kind: str) -> list[int]:
@@ -44,3 +45,35 @@ def kill(pids: list[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+class Victims:
+    """The processes of a service, each killed while it is at work: one death of a kind at a time."""
+
+    def __init__(self, service: RunningService) -> None:
+        self._service, self._updates, self._seen = service, 0.0, 0.0
+
+    def await_all(self, kind: str) -> list[int]:
+        """Wait until the victims of a kind are there (again) and an API process stands by; a learner has learned since it last died."""
+        deadline = time.monotonic() + 120
+        while True:
+            found, wanted = find(self._service, kind), 3 if kind == "all" else 1
+            if len(found) >= wanted and find(self._service, "standby") and (kind not in ("learner", "all") or self._has_learned()):
+                return found
+            assert time.monotonic() < deadline, f"no {kind} to kill"
+            time.sleep(0.02)
+
+    def _has_learned(self) -> bool:
+        before, self._seen = self._updates, updates(self._service)
+        return self._seen > before
+
+    def died(self, kind: str) -> None:
+        """Note it."""
+        if kind in ("learner", "all"):
+            self._updates = self._seen
+
+
+def updates(service: RunningService) -> float:
+    """Gradient steps so far, of all learners."""
+    text = service.get("/metrics").text
+    return float(next(line.split()[1] for line in text.splitlines() if line.startswith("skillet_learner_updates_total ")))

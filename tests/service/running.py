@@ -113,20 +113,19 @@ def fails_to_start(bundle: Path, data_dir: Path, *options: str, **environment: s
 
 def descendants(pid: int) -> list[int]:
     """Process ids of children, and theirs."""
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    found = [int(child) for file in children for child in file.read_text().split()]
+    found = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in _read(file).split()]
     return found + [below for child in found for below in descendants(child)]
 
 
 def running(pid: int, what: str) -> list[int]:
     """Process ids of the descendants of ``pid`` whose command line holds ``what``, once it is their own."""
-    lines = {child: _command_line(Path(f"/proc/{child}/cmdline")) for child in descendants(pid)}
+    lines = {child: _read(Path(f"/proc/{child}/cmdline")) for child in descendants(pid)}
     return [child for child, line in lines.items() if what in line and "processes.py" not in line]
 
 
 def mentioning(path: Path) -> list[int]:
     """Process ids of those whose command line names ``path``."""
-    lines = {int(file.parent.name): _command_line(file) for file in Path("/proc").glob("[0-9]*/cmdline")}
+    lines = {int(file.parent.name): _read(file) for file in Path("/proc").glob("[0-9]*/cmdline")}
     return [pid for pid, line in lines.items() if str(path) in line]
 
 
@@ -138,7 +137,8 @@ def await_end(pids: list[int], timeout_s: float = 15.0) -> None:
         time.sleep(0.02)
 
 
-def _command_line(file: Path) -> str:
+def _read(file: Path) -> str:
+    """What a file of /proc holds; nothing when its process or thread has ended."""
     try:
         return file.read_bytes().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
