@@ -22,6 +22,7 @@ from service.idempotency import CreatedSessions
 from service.jobs import JobQueue
 from service.learner_metrics import LearnerMetrics
 from service.metrics import Metrics
+from service.openpi import openpi
 from service.operation_routes import bundles as bundle_routes
 from service.operation_routes import operation
 from service.parts import Parts
@@ -65,7 +66,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
     app.state.in_flight = lambda: 0  # the server says how many requests it has
-    for router in (control, sessions, bundle_routes, operation, streams, batches):
+    for router in (control, sessions, bundle_routes, operation, streams, batches, openpi):
         app.include_router(router)
     answer_errors(app, parts.metrics)
     _add_middleware(app, settings, parts)

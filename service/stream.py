@@ -37,7 +37,7 @@ streams = APIRouter()
 @streams.websocket("/v1/stream")
 async def stream(websocket: WebSocket) -> None:
     """Speak with one client until it leaves."""
-    if not _same_origin(websocket):
+    if not same_origin(websocket):
         await websocket.close()  # before it is accepted: HTTP 403
         return
     offered = websocket.scope["subprotocols"]
@@ -50,7 +50,7 @@ async def stream(websocket: WebSocket) -> None:
         return
 
 
-def _same_origin(websocket: WebSocket) -> bool:
+def same_origin(websocket: WebSocket) -> bool:
     """Whether no page of another site asks: browsers let any page open a websocket to any address, and say which page it is."""
     origin = websocket.headers.get("origin")
     return origin is None or urlsplit(origin).netloc == websocket.headers.get("host")

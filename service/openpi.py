@@ -1,0 +1,170 @@
+"""openpi's policy protocol, for robots that have its client: at ``/`` and ``/openpi``, where that client connects.
+
+On connecting the service sends metadata; then each observation that comes, a map with numpy arrays, gets a map with ``actions`` [1, A]. One
+session a connection: a new one with the options of the address's query, or the one that ``?session_id=`` names. What openpi's protocol
+has no word for, the observation may have beside its state: ``reward``, ``terminated`` and ``truncated`` of the last action, and
+``reset``. A client that sends observations alone has rewards of 0 and episodes of the bundle's length.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from service import numpy_frames, schemas
+from service.errors import Gone, InvalidObservation, ServiceError
+from service.faults import Outages, as_problem
+from service.observations import check_observation
+from service.opening import create
+from service.parts import Parts
+from service.policies import Networks
+from service.session_state import Loaded
+from service.stream import REFUSED, UNSUPPORTED_DATA, same_origin
+from service.views import finite
+
+STATE_KEYS: Final = ("observation/state", "observation.state", "state", "observation")
+_OWN_KEYS: Final = frozenset({*STATE_KEYS, "reward", "terminated", "truncated", "reset"})
+_log = logging.getLogger(__name__)
+_outages = Outages()
+openpi = APIRouter()
+
+
+@openpi.websocket("/")
+@openpi.websocket("/openpi")
+async def policy(websocket: WebSocket) -> None:
+    """Speak with one client of openpi's until it leaves."""
+    if not same_origin(websocket):
+        await websocket.close()  # before it is accepted: HTTP 403
+        return
+    await websocket.accept()
+    robot = _Robot(websocket)
+    try:
+        await robot.run()
+    except WebSocketDisconnect:
+        return
+
+
+class _Robot:
+    """One connection. ``_step`` is the step whose action the robot has; None: no episode, the next observation begins one."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+        self._parts: Parts = websocket.app.state.parts
+        self._name = secrets.token_hex(8)
+        self._session_id, self._episode = "", 0
+        self._step: int | None = None
+
+    async def run(self) -> None:
+        """Send metadata, then answer observations until the connection ends."""
+        try:
+            loaded = self._open()
+            networks = self._parts.loop.networks(loaded)
+        except Exception as error:
+            await self._refuse(error, closes=True)
+            return
+        self._session_id = loaded.session.session_id
+        await self._websocket.send_bytes(numpy_frames.pack(_metadata(loaded, networks)))
+        while (message := await self._websocket.receive())["type"] == "websocket.receive":
+            if (data := message.get("bytes")) is None:
+                await self._websocket.close(UNSUPPORTED_DATA, "expected binary messages with msgpack")
+                return
+            started = time.perf_counter()
+            try:
+                answer, ignored = await self._infer(numpy_frames.unpack(data), networks)
+            except Exception as error:
+                if await self._refuse(error):
+                    return
+                continue
+            took_ms = (time.perf_counter() - started) * 1000
+            await self._websocket.send_bytes(numpy_frames.pack(_reply(answer, ignored, took_ms, networks.spec.action_dim)))
+
+    def _open(self) -> Loaded:
+        query = dict(self._websocket.query_params)
+        if (session_id := query.get("session_id")) is not None:
+            return self._parts.store.load(session_id)
+        try:
+            return create(self._parts, msgspec.convert(query, schemas.OpenSession, strict=False), None)
+        except msgspec.ValidationError as error:
+            raise numpy_frames.misfit("the address's query", "options of a session", str(error)) from error
+
+    async def _infer(self, message: dict[str, Any], networks: Networks) -> tuple[schemas.Action, list[str]]:
+        """The action for an observation, after what it says of the last action has been stored; and the names that have no meaning here."""
+        loop, spec = self._parts.loop, networks.spec
+        key = next((key for key in STATE_KEYS if key in message), None)
+        if key is None:
+            raise InvalidObservation(
+                "the observation has no state", expected=list(STATE_KEYS), received=sorted(message)[:20], action="Name the state so."
+            )
+        state = numpy_frames.vector(message[key], key)
+        reward = numpy_frames.number(message.get("reward", 0.0), "reward")
+        terminated, truncated, reset = (numpy_frames.flag(message.get(name, False), name) for name in ("terminated", "truncated", "reset"))
+        ignored = sorted(name for name in message if name not in _OWN_KEYS)
+        if self._step is None or reset:
+            return await self._begin(state, networks), ignored
+        long_enough = not terminated and not truncated and self._step + 1 >= spec.episode_steps
+        outcome = schemas.Transition(self._episode, self._step, reward, state, terminated, truncated or long_enough)
+        action = await loop.step(self._session_id, outcome)
+        self._step = None if action.episode_over else action.step
+        return (await self._begin(state, networks) if long_enough else action), ignored
+
+    async def _begin(self, state: list[float], networks: Networks) -> schemas.Action:
+        """Begin an episode with this observation; one that is open ends as truncated."""
+        check_observation(state, networks, "state")  # before anything is begun
+        loop = self._parts.loop
+        self._step = None
+        self._episode = (await loop.start_episode(self._session_id)).episode
+        action = await loop.act(self._session_id, schemas.Act(self._episode, 0, state))
+        self._step = 0
+        return action
+
+    async def _refuse(self, error: Exception, *, closes: bool = False) -> bool:
+        """Tell of an error as text, which openpi's client raises. Returns whether the connection was closed over it."""
+        problem = as_problem(error, _outages)
+        self._parts.metrics.errors.labels(problem.code).inc()
+        if problem.status == 500:
+            _log.error("openpi %s: %s", self._name, problem.detail, exc_info=None if isinstance(error, ServiceError) else error)
+        await self._websocket.send_text(json.dumps(problem.problem(self._name)))
+        if closes or isinstance(problem, Gone):
+            await self._websocket.close(REFUSED + problem.status)
+            return True
+        await asyncio.sleep(0)
+        return False
+
+
+def _metadata(loaded: Loaded, networks: Networks) -> dict[str, Any]:
+    spec = networks.spec
+    return {
+        "service": "skillet",
+        "session_id": loaded.session.session_id,
+        "bundle": loaded.session.bundle,
+        "digest": loaded.session.digest,
+        "env_id": spec.env_id,
+        "observation": finite(spec.observation.model_dump()),
+        "action": finite(spec.action.model_dump()),
+        "state_keys": list(STATE_KEYS),
+        "action_horizon": 1,
+        "skill_horizon": spec.skill_horizon,
+        "episode_steps": spec.episode_steps,
+        "control_period_s": spec.control_period_s,
+    }
+
+
+def _reply(action: schemas.Action, ignored: list[str], took_ms: float, action_dim: int) -> dict[str, Any]:
+    """``actions`` is float32 [1, A], and [0, A] after an episode's last observation."""
+    values = [] if action.action is None else [action.action]
+    return {
+        "actions": np.array(values, np.float32).reshape(-1, action_dim),
+        **{name: getattr(action, name) for name in ("episode", "step", "skill_step", "policy_version", "task_version", "episode_over")},
+        "phase": action.phase.value,
+        "limited": action.limited,
+        "outside": action.outside,
+        "ignored": ignored,
+        "server_timing": {"infer_ms": took_ms},
+        "policy_timing": {"infer_ms": took_ms},
+    }
