@@ -114,6 +114,11 @@ class MetaConfig(Frozen):
     relabelled_episodes: int = Field(
         default=4, ge=0, description="episodes of other tasks, an epoch and task, added with the rewards that they would have earned in it"
     )
+    context_pool: int = Field(
+        default=0,
+        ge=0,
+        description="newest episodes of all tasks that contexts are made of, rewarded as each task would; 0: its own replay",
+    )
     discount: float = Field(default=0.99, gt=0, lt=1)
     polyak: float = Field(default=0.01, gt=0, le=1)
     learning_rate: float = Field(default=1e-3, gt=0)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import MetaConfig, NetworkConfig, TrainingConfig
+from training.context_pool import ContextPool
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
 from training.data import Episode
@@ -25,6 +26,16 @@ from training.relabelling import Relabeller
 from training.replay import SkillEpisode, TaskReplay
 from training.rollout import Acting, TaskSimulator, rollout
 from training.run_log import RunLog
+
+
+class ContextSource(Protocol):
+    """Where contexts of the training tasks come from: a `TaskReplay`, or a `ContextPool`."""
+
+    def size(self, task: int) -> int:
+        """How much there is to make a task's contexts of; 0: nothing."""
+
+    def sample_context(self, tasks: list[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Contexts of up to ``count`` transitions of each task, [T, N, D], and their mask [T, N]."""
 
 
 @dataclass
@@ -102,7 +113,7 @@ class MetaLearner:
         limit = math.inf if self.config.return_bound_updates is None else self.config.return_bound_updates
         return limit if self.config.return_bound else 0
 
-    def update(self, replay: TaskReplay, context_replay: TaskReplay, *, return_bound: bool = True) -> dict[str, Tensor]:
+    def update(self, replay: TaskReplay, contexts: ContextSource, *, return_bound: bool = True) -> dict[str, Tensor]:
         """One step of critics and encoder, actor, and coefficients. Returns detached scalar metrics."""
         config, networks = self.config, self.networks
         tasks, few, many = self._choose_tasks(replay)
@@ -110,7 +121,7 @@ class MetaLearner:
         groups = torch.arange(len(tasks), device=self.device).repeat_interleave(config.batch_per_task)
         is_prior = groups < len(few)
 
-        mean, std = self._encode(context_replay, few, many)  # [T, E]
+        mean, std = self._encode(contexts, few, many)  # [T, E]
         # One embedding for every transition, not one for a task: the policy learns to act under the whole posterior.
         embedding = mean[groups] + std[groups] * torch.randn(len(groups), mean.shape[-1], device=self.device)
         alpha = torch.where(is_prior, self.policy_prior(), self.policy_posterior())
@@ -151,28 +162,27 @@ class MetaLearner:
         few = chosen[: self.config.prior_tasks]
         return chosen, few, chosen[len(few) :]
 
-    def _encode(self, replay: TaskReplay, few: list[int], many: list[int]) -> tuple[Tensor, Tensor]:
+    def _encode(self, contexts: ContextSource, few: list[int], many: list[int]) -> tuple[Tensor, Tensor]:
         parts = []
         for tasks, count in ((few, self.config.prior_context), (many, self.config.posterior_context)):
             if tasks:
-                context = replay.sample_context(tasks, count, self.generator).to(self.device)
-                parts.append(self.networks.encoder(context, torch.ones(context.shape[:2], device=self.device)))
+                context, mask = contexts.sample_context(tasks, count, self.generator)
+                parts.append(self.networks.encoder(context.to(self.device), mask.to(self.device)))
         means, stds = zip(*parts, strict=True)
         return torch.cat(means), torch.cat(stds)
 
 
 @torch.no_grad()
 def posterior_means(
-    networks: MetaNetworks, replay: TaskReplay, tasks: Sequence[int], count: int, generator: torch.Generator
+    networks: MetaNetworks, contexts: ContextSource, tasks: Sequence[int], count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Posterior means and standard deviations [T, E] from contexts of ``count`` transitions; the task prior where there is none."""
-    known = [task for task in tasks if replay.size(task)]
+    """Posterior means and standard deviations [T, E] from contexts of up to ``count`` transitions; the task prior where there is none."""
+    known = [task for task in tasks if contexts.size(task)]
     dim = networks.encoder.embedding_dim
     mean, std = torch.zeros(len(tasks), dim), torch.ones(len(tasks), dim)
     if known:
-        where = [i for i, task in enumerate(tasks) if replay.size(task)]
-        context = replay.sample_context(known, count, generator)
-        mean[where], std[where] = networks.encoder(context, torch.ones(context.shape[:2]))
+        where = [i for i, task in enumerate(tasks) if contexts.size(task)]
+        mean[where], std[where] = networks.encoder(*contexts.sample_context(known, count, generator))
     return mean, std
 
 
@@ -201,8 +211,14 @@ class MetaTrainer:
         self.learner = MetaLearner(self.networks, config.meta, len(tasks), config.seed, device)
         self.replay = TaskReplay(len(tasks), config.meta.buffer_per_task, self.layout, config.meta.discount)
         self.relabeller = Relabeller(simulator, tasks, self.layout, config.skills.horizon)
+        self.pool = ContextPool(self.relabeller, config.meta.context_pool) if config.meta.context_pool else None
         self.rng = np.random.default_rng(config.seed)
         self.updates = self.epoch = 0
+
+    @property
+    def contexts(self) -> ContextSource:
+        """Where contexts come from: the pool of all tasks' episodes, or each task's own replay."""
+        return self.replay if self.pool is None else self.pool
 
     @property
     def checkpoint(self) -> Path:
@@ -233,18 +249,21 @@ class MetaTrainer:
         self.networks.to("cpu")  # simulators live there, and single states are not worth a transfer
         count = len(self.tasks)
         everything = list(range(count))
-        mean, std = posterior_means(self.networks, self.replay, everything, self.config.meta.posterior_context, self.learner.generator)
+        mean, std = posterior_means(self.networks, self.contexts, everything, self.config.meta.posterior_context, self.learner.generator)
         noise = torch.randn(2 * count, mean.shape[-1], generator=self.learner.generator)
         embeddings = torch.cat([noise[:count], mean + std * noise[count:]])
         relabelled = self.config.meta.relabelled_episodes
         episodes, paths = rollout(
             self.simulator, [*self.tasks, *self.tasks], self.networks.policy, self.networks.skills.decoder, Acting.by_policy(embeddings),
-            horizon=self.config.skills.horizon, layout=self.layout, rng=self.rng, paths=relabelled > 0,
+            horizon=self.config.skills.horizon, layout=self.layout, rng=self.rng, paths=relabelled > 0 or self.pool is not None,
         )  # fmt: skip
         for index, episode in enumerate(episodes):
             self.replay.add(index % count, episode.rows)
         if relabelled:
             self._relabel(episodes, paths)
+        if self.pool is not None:
+            for index, (episode, path) in enumerate(zip(episodes, paths, strict=True)):
+                self.pool.add(index % count, episode, path)
         self.networks.to(self.learner.device)
         prior, posterior = episodes[:count], episodes[count:]
         return {
@@ -286,7 +305,7 @@ class MetaTrainer:
                 metrics: list[dict[str, Tensor]] = []
                 for _ in range(min(config.updates_per_epoch, config.updates - self.updates)):
                     bounded = self.updates < self.learner.bounded_updates
-                    metrics.append(self.learner.update(self.replay, self.replay, return_bound=bounded))
+                    metrics.append(self.learner.update(self.replay, self.contexts, return_bound=bounded))
                     self.updates += 1
                     log.advance(self.updates)
                 self.epoch += 1

@@ -23,12 +23,19 @@ class Relabeller:
     def __init__(self, simulator: TaskSimulator, tasks: Sequence[Any], layout: ContextLayout, horizon: int) -> None:
         self.simulator, self.tasks, self.layout, self.horizon = simulator, list(tasks), layout, horizon
 
+    def all(self, rows: Floats, path: Floats) -> list[SkillEpisode]:
+        """An episode's rows [n, D] and path [steps + 1, S] as they would have gone in each task."""
+        return list(self._relabelled(rows, path, only_rewarded=False).values())
+
     def rewarded(self, rows: Floats, path: Floats) -> dict[int, SkillEpisode]:
-        """An episode's rows [n, D] and path [steps + 1, S], relabelled, by the number of each task in which it earns a reward."""
+        """The same by the number of each task, for those in which the episode earns a reward."""
+        return self._relabelled(rows, path, only_rewarded=True)
+
+    def _relabelled(self, rows: Floats, path: Floats, *, only_rewarded: bool) -> dict[int, SkillEpisode]:
         rewards, ends, terminated = self.simulator.judge(path, self.tasks)
         return {
             int(task): self._relabel(rows, path, rewards[task], int(ends[task]), terminated=bool(terminated[task]))
-            for task in np.flatnonzero(rewards.any(1))
+            for task in (np.flatnonzero(rewards.any(1)) if only_rewarded else range(len(self.tasks)))
         }
 
     @torch.no_grad()

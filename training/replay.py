@@ -135,8 +135,8 @@ class TaskReplay:
             best,
         )
 
-    def sample_context(self, tasks: list[int], count: int, generator: torch.Generator) -> Tensor:
-        """A context of ``count`` transitions of each task, [T, count, D].
+    def sample_context(self, tasks: list[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A context of ``count`` transitions of each task, [T, count, D], and its mask [T, count] of ones.
 
         Rewarded transitions are rare and say most. Their number is drawn between none and half of the context, log-uniformly, so that the
         encoder knows contexts with many and with few, as `select_context` makes them when serving.
@@ -150,4 +150,4 @@ class TaskReplay:
                 some = int(torch.exp(torch.rand((), generator=generator) * np.log(limit + 1)).clamp(1, limit))
             hits = rewarded[torch.randint(len(rewarded), (some,), generator=generator)] if some else torch.empty(0, dtype=torch.long)
             chosen.append(torch.cat([hits, torch.randint(self.size(task), (count - some,), generator=generator)]))
-        return self.rows[torch.tensor(tasks)[:, None], torch.stack(chosen)]
+        return self.rows[torch.tensor(tasks)[:, None], torch.stack(chosen)], torch.ones(len(tasks), count)

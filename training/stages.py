@@ -155,11 +155,11 @@ def meta(run: Run) -> None:
     """meta-train task encoder, meta-policy and critics (SiMPL)"""
     trainer = run.trainer(run.offline_episodes() if run.config.meta.demonstrations else ())
     networks = trainer.run()
-    if not len(trainer.replay):
+    if not trainer.contexts.size(0):
         trainer.collect()
     plot_meta_training(run.dir / "meta.jsonl", run.dir / "meta.png")
     mean, _ = posterior_means(
-        networks, trainer.replay, range(len(trainer.tasks)), run.config.meta.posterior_context, trainer.learner.generator
+        networks, trainer.contexts, range(len(trainer.tasks)), run.config.meta.posterior_context, trainer.learner.generator
     )
     plot_task_embeddings(mean.numpy(), run.domain.task_labels(trainer.tasks), run.dir / "embeddings.png")
     run.say(f"meta: done; see {run.dir}/meta.png and {run.dir}/embeddings.png")

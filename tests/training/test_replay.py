@@ -119,7 +119,7 @@ def test_only_rows_that_are_held_are_sampled(generator):
     held = replay(capacity=1000)
     held.add(0, rows([0, 0], first=5))
     assert set(held.sample([0], 100, 0.3, generator).state[0, :, 0].tolist()) == {5.0, 6.0}
-    assert set(held.sample_context([0], 100, generator)[0, :, 0].tolist()) == {5.0, 6.0}
+    assert set(held.sample_context([0], 100, generator)[0][0, :, 0].tolist()) == {5.0, 6.0}
 
 
 def test_contexts_have_few_or_many_rewarded_rows_but_never_more_than_half_beside_chance(generator):
@@ -127,7 +127,7 @@ def test_contexts_have_few_or_many_rewarded_rows_but_never_more_than_half_beside
     held.add(0, rows([0] * 1950 + [1] * 50))
     counts = []
     for _ in range(300):
-        context = held.sample_context([0], 16, generator)
+        context, _ = held.sample_context([0], 16, generator)
         assert context.shape == (1, 16, LAYOUT.width)
         counts.append(int((context[0, :, LAYOUT.reward] > 0).sum()))
     assert min(counts) == 0
@@ -139,7 +139,7 @@ def test_contexts_have_few_or_many_rewarded_rows_but_never_more_than_half_beside
 def test_a_context_of_no_rows_is_empty(generator):
     held = replay()
     held.add(0, rows([1]))
-    assert held.sample_context([0], 0, generator).shape == (1, 0, LAYOUT.width)
+    assert held.sample_context([0], 0, generator)[0].shape == (1, 0, LAYOUT.width)
 
 
 def test_the_same_generator_state_samples_the_same():

@@ -1,0 +1,70 @@
+"""What contexts are made of in meta-training: episodes of all tasks, with the rewards that they would have earned in the one at hand.
+
+A context drawn from a task's own replay gives the task away by how the robot behaves in it, and an encoder that reads the behaviour is
+sure of whatever the robot has been trying. Here every task's contexts are made of the same episodes, and only the rewards tell tasks apart.
+"""
+
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.contract.context import Floats
+from training.relabelling import Relabeller
+from training.replay import SkillEpisode
+
+MOST_EPISODES = 20
+"""Episodes in the largest context: as many as conditioning takes in SiMPL."""
+
+
+InEachTask = list[Floats]
+"""One episode's rows [n, D] as they would have been in each task."""
+
+
+class ContextPool:
+    """The newest ``capacity`` episodes of all tasks together."""
+
+    def __init__(self, relabeller: Relabeller, capacity: int) -> None:
+        self.relabeller = relabeller
+        self._episodes: deque[InEachTask] = deque(maxlen=capacity)
+        self._own: list[deque[InEachTask]] = [deque(maxlen=MOST_EPISODES) for _ in relabeller.tasks]
+
+    def size(self, task: int) -> int:
+        """Episodes that there are to make contexts of, the same for every task."""
+        return len(self._episodes)
+
+    def add(self, task: int, episode: SkillEpisode, path: Floats) -> None:
+        """Add an episode that was collected for ``task``, with its path [steps + 1, S]."""
+        pooled = [each.rows for each in self.relabeller.all(episode.rows, path)]
+        self._episodes.append(pooled)
+        self._own[task].append(pooled)
+
+    def sample_context(self, tasks: list[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Contexts of up to ``count`` transitions of each task, [T, N, D], and their mask [T, N] (1 real, 0 padding).
+
+        Each is made of one to `MOST_EPISODES` episodes, log-uniformly; a share of them, drawn uniformly, was collected for the task itself,
+        as it is once a session begins to succeed. Rewarded transitions take up to half of it, as `select_context` has them when serving.
+        """
+        contexts = [self._context(task, count, generator) for task in tasks]
+        longest = max(map(len, contexts))
+        rows = np.zeros((len(tasks), longest, self.relabeller.layout.width), np.float32)
+        mask = np.zeros((len(tasks), longest), np.float32)
+        for index, context in enumerate(contexts):
+            rows[index, : len(context)], mask[index, : len(context)] = context, 1.0
+        return torch.from_numpy(rows), torch.from_numpy(mask)
+
+    def _context(self, task: int, count: int, generator: torch.Generator) -> Floats:
+        episodes = round(MOST_EPISODES ** float(torch.rand((), generator=generator)))
+        own_share = float(torch.rand((), generator=generator))
+        rows = np.concatenate([self._draw(task, own_share, generator)[task] for _ in range(episodes)])
+        order = torch.randperm(len(rows), generator=generator).numpy()
+        rewarded = rows[order, self.relabeller.layout.reward] != 0
+        hits, misses = order[rewarded], order[~rewarded]
+        kept = hits[: max(count // 2, count - len(misses))]
+        return rows[np.concatenate([kept, misses[: count - len(kept)]])]
+
+    def _draw(self, task: int, own_share: float, generator: torch.Generator) -> InEachTask:
+        own = self._own[task]
+        among = own if own and float(torch.rand((), generator=generator)) < own_share else self._episodes
+        return among[int(torch.randint(len(among), (), generator=generator))]
