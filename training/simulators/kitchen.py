@@ -23,7 +23,7 @@ class KitchenTasks:
         env: the environment (``skillet/Kitchen-v0``), unwrapped; its rewards judge what happens here.
         physics_step_s: length of a physics step. The environment's own is 0.002 s; twice that takes half of the time and is near enough to
             train with (`docs/decisions.md`).
-        threads: threads that the physics runs on; 0 takes one for each core.
+        threads: threads that the physics runs on; 0 takes one for each core that this process may use.
     """
 
     def __init__(self, env: Any, physics_step_s: float = 0.002, threads: int = 0) -> None:
@@ -35,7 +35,7 @@ class KitchenTasks:
             raise ValueError(f"expected physics_step_s to divide the control period of {robot.dt} s, got {physics_step_s}")
         self._model = robot.model.__copy__()
         self._model.opt.timestep = physics_step_s
-        workers = threads or os.cpu_count() or 1
+        workers = threads or len(os.sched_getaffinity(0))
         self._data = [mujoco.MjData(self._model) for _ in range(workers)]
         self._pool = Rollout(nthread=workers)
         self._period_s, self._reach = robot.dt, robot.act_rng
