@@ -36,8 +36,25 @@ def describe(app: FastAPI) -> dict[str, Any]:
         document.setdefault("components", {}).setdefault("schemas", {}).update(components)
         for operation in (op for path in document["paths"].values() for op in path.values()):
             operation.get("responses", {}).pop("422", None)  # FastAPI's own form of it; ours is a problem
+        _link(document)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _link(document: dict[str, Any]) -> None:
+    """Say which calls a reply's numbers go into: the session that was opened, the episode that was started."""
+    opened = document["paths"]["/v1/sessions"]["post"]["responses"]["201"].setdefault("links", {})
+    started = document["paths"]["/v1/sessions/{session_id}/episodes"]["post"]["responses"]["201"].setdefault("links", {})
+    for path, operations in document["paths"].items():
+        if "{session_id}" not in path:
+            continue
+        for operation in operations.values():
+            name, session = operation["operationId"], {"session_id": "$response.body#/session_id"}
+            opened[name] = {"operationId": name, "parameters": session}
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example", {})
+            if "episode" in body:
+                filled = {**body, "episode": "$response.body#/episode"}
+                started[name] = {"operationId": name, "parameters": {"session_id": "$request.path.session_id"}, "requestBody": filled}
 
 
 def _ref(kind: type) -> dict[str, str]:

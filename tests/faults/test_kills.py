@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.faults.robots import Robot, await_answer, identical, join, run_all, twins_of
 from tests.faults.victims import KINDS, Victims, kill
 from tests.service.running import RunningService
@@ -16,6 +18,7 @@ RECOVERY_S = 2.0
 SMALL_SLICES = {"SKILLET_SLICE_UPDATES": "3", "SKILLET_CHECKPOINT_INTERVAL_S": "0", "SKILLET_LEASE_S": "2"}
 
 
+@pytest.mark.timeout(900)
 def test_no_kill_loses_anything_or_changes_a_bit(tiny_bundle: Bundle, tmp_path: Path, kills: int, tally: Callable[[str], None]) -> None:
     bundle = with_finetuning(tiny_bundle, tmp_path / "slow", warm_start_updates=40, updates_per_episode=20)
     chance, busy = random.Random(6), os.getloadavg()[0] > (os.cpu_count() or 1)  # by others: then two seconds say nothing of the service

@@ -55,7 +55,7 @@ class Victims:
 
     def await_all(self, kind: str) -> list[int]:
         """Wait until the victims of a kind are there (again) and an API process stands by; a learner has learned since it last died."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             found, wanted = find(self._service, kind), 3 if kind == "all" else 1
             if len(found) >= wanted and find(self._service, "standby") and (kind not in ("learner", "all") or self._has_learned()):

@@ -1,0 +1,45 @@
+"""The OpenAPI document, fuzzed by Schemathesis against the application in chains of calls along its links."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from schemathesis.checks import not_a_server_error
+
+CHAINS, CHAIN_LENGTH = 15, 8
+OPTIONS = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck), "phases": [Phase.generate]}
+
+
+@pytest.fixture
+def counted(capsys: pytest.CaptureFixture[str]) -> Iterator[Counter[str]]:
+    """Counts cases by operation; printed whether the test passes or not."""
+    found: Counter[str] = Counter()
+    yield found
+    with capsys.disabled():
+        sys.stdout.write(f"\nschemathesis: {found.total()} cases over {len(found)} operations, none answered with 5xx\n")
+
+
+def call(case: schemathesis.Case, counted: Counter[str]) -> schemathesis.Response:
+    if case.query and "wait_s" in case.query:
+        case.query["wait_s"] = "0"  # there is no learner to wait for
+    counted[case.operation.label] += 1
+    return case.call()
+
+
+def test_no_chain_of_calls_along_the_links_meets_a_server_error(app: FastAPI, counted: Counter[str]) -> None:
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+
+    class Chains(schema.as_state_machine()):  # type: ignore[misc]
+        def call(self, case: schemathesis.Case, **options: object) -> schemathesis.Response:
+            return call(case, counted)
+
+        def validate_response(self, response: schemathesis.Response, case: schemathesis.Case, **options: object) -> None:
+            case.validate_response(response, checks=[not_a_server_error])
+
+    run_state_machine_as_test(Chains, settings=settings(max_examples=CHAINS, stateful_step_count=CHAIN_LENGTH, **OPTIONS))
+    assert counted["POST /v1/sessions/{session_id}/act"] > 0
