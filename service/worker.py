@@ -233,8 +233,6 @@ def main(arguments: list[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # it never takes the processor from a process that just woke up
     os.nice(_NICENESS)
     torch.set_num_threads(1)
     try:
