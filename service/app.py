@@ -19,6 +19,7 @@ from service.errors import StartupError
 from service.framing import Framing
 from service.gate import Gate, Waiting
 from service.idempotency import CreatedSessions
+from service.inference_protocol import inference
 from service.jobs import JobQueue
 from service.learner_metrics import LearnerMetrics
 from service.metrics import Metrics
@@ -66,7 +67,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
     app.state.in_flight = lambda: 0  # the server says how many requests it has
-    for router in (control, sessions, bundle_routes, operation, streams, batches, openpi):
+    for router in (control, sessions, bundle_routes, operation, streams, batches, openpi, inference):
         app.include_router(router)
     answer_errors(app, parts.metrics)
     _add_middleware(app, settings, parts)

@@ -49,7 +49,7 @@ class Networks:
         self.guard = Guard(bundle.manifest.limits if envelope else Envelope.of_spec(self.spec))
         self.layout = ContextLayout(self.spec.state_dim, self.spec.skill_dim)
         self._meta_policy_bytes = bundle.read(META_POLICY)
-        graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS}
+        graphs = self.graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS}
         self._decoder, self._encoder = graphs[SKILL_DECODER], graphs[TASK_ENCODER]
         self.meta_policy = MetaPolicy(graphs[META_POLICY])
         self._tunable: TunableGraph | None = None
