@@ -23,7 +23,7 @@ SkilletError
     │                            ConcurrentUpdate, DeadlinePassed
     ├── MethodNotAllowed         405
     ├── BodyTooLarge             413
-    └── ServiceFailed            5xx: StorageUnavailable, InternalError, PolicyOutputInvalid
+    └── ServiceFailed            5xx: StorageUnavailable, Unavailable, Overloaded, ShuttingDown, InternalError, PolicyOutputInvalid
 """
 
 from collections.abc import Iterator, Mapping
@@ -295,6 +295,24 @@ class StorageUnavailable(ServiceFailed):
     """The service cannot reach its Redis."""
 
     default_code = "storage_unavailable"
+
+
+class Unavailable(ServiceFailed):
+    """The service cannot take the request at the moment."""
+
+    default_code = "unavailable"
+
+
+class Overloaded(ServiceFailed):
+    """The service has more requests than it can answer soon."""
+
+    default_code = "overloaded"
+
+
+class ShuttingDown(ServiceFailed):
+    """The process that was asked stops; another takes the request."""
+
+    default_code = "shutting_down"
 
 
 class InternalError(ServiceFailed):
