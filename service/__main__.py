@@ -20,6 +20,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service.errors import StartupError
+from service.exposure import check_exposure
 from service.logs import set_up_logs
 from service.metrics_files import METRICS_DIR
 from service.processes import Supervised, bound, stop_all
@@ -37,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         from service.sessions_cli import main as sessions
 
         return sessions(words[1:])
+    if words[:1] == ["tokens"]:
+        from service.tokens_cli import main as tokens
+
+        return tokens(words[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
@@ -56,6 +61,7 @@ def read_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--bundle", dest="bundles", action="append", type=Path, help="bundle directory; may be given again")
     parser.add_argument("--port", type=int, help="default 8000; 0 takes any free port")
     parser.add_argument("--host", help="default 127.0.0.1: this machine only")
+    parser.add_argument("--insecure-no-auth", action="store_const", const=True, help="ask nobody for a token, wherever it listens")
     parser.add_argument("--data-dir", type=Path, help="where the embedded Redis keeps its data; default .skillet")
     parser.add_argument("--workers", type=int, help="API processes that serve; default 1")
     parser.add_argument("--learners", type=int, help="learner processes; default 1")
@@ -121,6 +127,7 @@ def _check_redis(settings: Settings, url: str) -> None:
     try:
         with connect(url, settings.redis_timeout_s) as client:
             client.ping()
+            check_exposure(settings, client)
             if settings.durability == "strict":
                 _check_strict(client)
     except (RedisError, ValueError) as error:

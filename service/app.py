@@ -2,7 +2,9 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
@@ -15,6 +17,7 @@ from service.batch_routes import batches
 from service.control_calls import ControlCalls
 from service.control_routes import control
 from service.deadlines import Deadlines
+from service.doors import Doors, Doorway
 from service.errors import StartupError
 from service.framing import Framing
 from service.gate import Gate, Waiting
@@ -34,9 +37,12 @@ from service.settings import Settings
 from service.step_loop import StepLoop
 from service.storage import connect
 from service.stream import streams
+from service.token_routes import tokens as token_routes
+from service.token_watch import TokenWatch
+from service.tokens import KnownTokens, TokenStore
 from service.tracing import Tracing, open_provider
 from service.versions import VersionStore
-from service.wire import answer_errors
+from service.wire import answer_errors, problem
 from training.contract.bundle import Bundle
 
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}  # asking whether it is on costs 0.01 ms a request
@@ -52,23 +58,27 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     """
     if settings.redis_url is None:
         raise StartupError("the API needs a Redis: set SKILLET_REDIS_URL, or start it with 'python -m service', which brings one")
-    parts = _assemble(
+    parts, watch = _assemble(
         settings, settings.redis_url, bundles if bundles is not None else load_bundles(settings.bundles, envelope=settings.envelope)
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watch.start()
         yield
+        watch.close()
         parts.adaptation.close()
         parts.store.redis.close()
 
-    app = FastAPI(title="Skillet", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, telemetry=_NO_TELEMETRY)
+    fewer_pages: dict[str, Any] = {"redoc_url": None, "swagger_ui_oauth2_redirect_url": None}
+    app = FastAPI(title="Skillet", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, telemetry=_NO_TELEMETRY, **fewer_pages)
     app.state.parts = parts
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
     app.state.in_flight = lambda: 0  # the server says how many requests it has
-    for router in (control, sessions, bundle_routes, operation, streams, batches, openpi, inference):
+    for router in (control, sessions, bundle_routes, operation, streams, batches, openpi, inference, token_routes):
         app.include_router(router)
+    app.add_middleware(Doorway, doors=parts.doors, refuse=partial(problem, metrics=parts.metrics))
     answer_errors(app, parts.metrics)
     _add_middleware(app, settings, parts)
     build = app.build_middleware_stack
@@ -112,10 +122,16 @@ def load_bundles(paths: tuple[Path, ...], *, envelope: bool = True) -> dict[str,
     return found
 
 
-def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) -> Parts:
+def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) -> tuple[Parts, TokenWatch]:
     redis = connect(redis_url, settings.redis_timeout_s)
     store, versions, jobs, metrics = SessionStore(redis), VersionStore(redis), JobQueue(redis), Metrics()
     adaptation = Adaptation(store, versions, jobs, settings.inference_interval_s, metrics.rollbacks.inc)
     metrics.add(LearnerMetrics(versions, jobs))
     loop = StepLoop(settings, store=store, versions=versions, bundles=bundles, adaptation=adaptation, metrics=metrics)
-    return Parts(settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, Deadlines(), metrics, Waiting())
+    tokens = TokenStore(redis)
+    known = KnownTokens(tokens)
+    doors = Doors(settings, known)
+    parts = Parts(
+        settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, Deadlines(), metrics, Waiting(), tokens, doors
+    )
+    return parts, TokenWatch(known)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from service import schemas
 from service.batches import Answer, Batches, Item
+from service.doors import caller_of
 from service.errors import ServiceError
 from service.faults import Outages, as_problem
 from service.framing import request_id
@@ -42,7 +43,7 @@ async def step_many(request: Request) -> Response:
 async def _answer(request: Request, items: "list[schemas.ActOf] | list[schemas.TransitionOf]") -> Response:
     parts, started = parts_of(request), time.perf_counter()
     wanted: list[Item] = [*items]
-    answers = await Batches(parts.loop).answer(wanted)
+    answers = await _let_in(request, wanted)
     each_s = (time.perf_counter() - started) / len(items)
     seconds = parts.metrics.act_seconds if isinstance(items[0], schemas.ActOf) else parts.metrics.step_seconds
     results = []
@@ -50,6 +51,22 @@ async def _answer(request: Request, items: "list[schemas.ActOf] | list[schemas.T
         seconds.observe(each_s)
         results.append(_result(request, index, item, answer))
     return reply(schemas.ManyResults(results))
+
+
+async def _let_in(request: Request, items: list[Item]) -> list[Answer]:
+    """The answers to the items whose sessions the caller may drive; to the others what the call alone would have got."""
+    parts, caller = parts_of(request), caller_of(request)
+    answers: dict[int, Answer] = {}
+    for index, item in enumerate(items):
+        call = "act" if isinstance(item, schemas.ActOf) else "step"
+        try:
+            parts.doors.check(caller, "POST", f"/v1/sessions/{item.session_id}/{call}")
+        except ServiceError as error:
+            answers[index] = error
+    allowed = [index for index in range(len(items)) if index not in answers]
+    found = await Batches(parts.loop).answer([items[index] for index in allowed])
+    answers.update(zip(allowed, found, strict=True))
+    return [answers[index] for index in range(len(items))]
 
 
 def _result(request: Request, index: int, item: Item, answer: Answer) -> schemas.ManyResult:

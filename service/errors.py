@@ -8,11 +8,17 @@ SkilletError
     │   ├── DamagedRequest       400  a request does not fit its digest
     │   └── InvalidObservation   422  an observation has the wrong length, type or a number that is not finite
     │       └── ObservationOutOfRange 422  a number wildly outside the bundle's safety envelope
+    ├── Unauthorized             401  no token, or one that is not valid
+    ├── Forbidden                403  the token's role may not do this
     ├── BodyTooLarge             413
+    ├── TooMany                  429  with Retry-After
+    │   ├── TooManyRequests      429
+    │   └── TooManySessions      429
     ├── NotFound                 404
     │   ├── UnknownSession       404
     │   ├── UnknownBundle        404
-    │   └── UnknownVersion       404
+    │   ├── UnknownVersion       404
+    │   └── UnknownToken         404
     ├── MethodNotAllowed         405
     ├── Gone
     │   ├── SessionClosed        410
@@ -34,6 +40,7 @@ SkilletError
         └── PolicyOutputInvalid  500  the policy gave a number that is not finite; it is not sent to a robot
 """
 
+import math
 from typing import Any, ClassVar
 
 from training.contract.errors import SkilletError
@@ -56,6 +63,11 @@ class ServiceError(SkilletError):
         self.expected = expected
         self.received = received
         self.action = action
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the reply carries beside the problem document."""
+        return {}
 
     def problem(self, request_id: str) -> dict[str, Any]:
         """The problem document (RFC 9457)."""
@@ -102,6 +114,27 @@ class DamagedRequest(InvalidRequest):
     status, code, title = 400, "damaged_request", "Damaged request"
 
 
+class Unauthorized(ServiceError):
+    """The caller has no valid token. ``tried``: it sent one."""
+
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+    def __init__(self, detail: str, *, tried: bool = False, expected: Any = None, action: str | None = None) -> None:
+        super().__init__(detail, expected=expected, action=action)
+        self.tried = tried
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """How to authenticate (RFC 6750)."""
+        return {"www-authenticate": 'Bearer realm="skillet"' + (', error="invalid_token"' if self.tried else "")}
+
+
+class Forbidden(ServiceError):
+    """The caller's role may not do this."""
+
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
 class BodyTooLarge(ServiceError):
     """The body has more bytes than the service reads."""
 
@@ -132,10 +165,48 @@ class UnknownVersion(NotFound):
     code, title = "unknown_version", "Unknown policy version"
 
 
+class UnknownToken(NotFound):
+    """No token has this id."""
+
+    code, title = "unknown_token", "Unknown token"
+
+
 class MethodNotAllowed(ServiceError):
-    """The path exists, but not with this method."""
+    """The path exists, but not with this method. ``allowed``: those that it has."""
 
     status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The methods that there are."""
+        return {"allow": ", ".join(self.expected or ())}
+
+
+class TooMany(ServiceError):
+    """More than the service takes from one caller, or in all; ``retry_after_s`` says when it is worth asking again."""
+
+    status = 429
+
+    def __init__(self, detail: str, *, retry_after_s: float, **fields: Any) -> None:
+        super().__init__(detail, **fields)
+        self._retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Whole seconds, at least one."""
+        return {"retry-after": str(max(1, math.ceil(self._retry_after_s)))}
+
+
+class TooManyRequests(TooMany):
+    """One caller sends more requests a second than it may."""
+
+    code, title = "too_many_requests", "Too many requests"
+
+
+class TooManySessions(TooMany):
+    """As many sessions are open as may be."""
+
+    code, title = "too_many_sessions", "Too many sessions"
 
 
 class Gone(ServiceError):

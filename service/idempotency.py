@@ -9,6 +9,7 @@ from redis import Redis
 
 from service.errors import IdempotencyKeyReused, InvalidRequest
 from service.keys import creation
+from service.sessions import owner_of
 
 KEPT_MS: Final = 24 * 3600 * 1000
 """How long a key is remembered."""
@@ -40,12 +41,12 @@ class CreatedSessions:
         self._redis = redis
 
     def claim(self, key: str, body: bytes, session_id: str) -> str:
-        """The session that ``key`` stands for: ``session_id`` when the key is new.
+        """The session that ``key`` stands for: ``session_id`` when the key is new. Another owner's keys are others.
 
         Written before the session itself, so that a process that dies in between leaves no session that nobody knows. Raises
         IdempotencyKeyReused when the key came with another body.
         """
-        name = creation(hashlib.sha256(key.encode()).hexdigest())
+        name = creation(hashlib.sha256(f"{owner_of(session_id)} {key}".encode()).hexdigest())
         mine = f"{hashlib.sha256(body).hexdigest()} {session_id}".encode()
         stored = mine if self._redis.set(name, mine, nx=True, px=KEPT_MS) else cast(bytes | None, self._redis.get(name)) or mine
         digest, _, known_id = stored.decode().partition(" ")

@@ -15,6 +15,9 @@
 | ``skillet:{ID}:lease``      | string | name of the learner that works on the session; expires unless renewed        | learner      |
 | ``skillet:{ID}:known``      | string | ``open`` or ``closed``; outlives the session, so that it gets 410, not 404   | API          |
 | ``skillet:sessions``        | zset   | ids (they start with their time of creation)                                 | API          |
+| ``skillet:owned:{OWNER}``   | zset   | ids of the sessions of one owner, as above                                   | API          |
+| ``skillet:tokens``          | hash   | token's id -> record (JSON) with its hash: `service.tokens`                  | API, CLI     |
+| ``skillet:tokens:version``  | string | changes with every change of a token                                         | API, CLI     |
 | ``skillet:jobs``            | stream | sessions with episodes to learn from; consumer group ``learners``            | API          |
 | ``skillet:creation:{HASH}`` | string | which session an ``Idempotency-Key`` created; for a day                       | API          |
 | ``skillet:counters``        | hash   | totals of what learners did, for /metrics                                    | learner      |
@@ -27,6 +30,8 @@ SESSIONS: Final = "skillet:sessions"
 JOBS: Final = "skillet:jobs"
 LEARNERS: Final = "learners"
 COUNTERS: Final = "skillet:counters"
+TOKENS: Final = "skillet:tokens"
+TOKENS_VERSION: Final = "skillet:tokens:version"
 
 KNOWN_EXTRA_MS: Final = 7 * 24 * 3600 * 1000
 """How much longer than a session itself its ``known`` key lives."""
@@ -35,6 +40,11 @@ KNOWN_EXTRA_MS: Final = 7 * 24 * 3600 * 1000
 def creation(key_hash: str) -> str:
     """Which session an idempotency key created."""
     return f"skillet:creation:{key_hash}"
+
+
+def owned(owner: str) -> str:
+    """The sessions of one owner."""
+    return f"skillet:owned:{owner}"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service import schemas
+from service.roles import Access, Rules
 
 _REF = "#/components/schemas/{name}"
+_TOKENS = "A token of `python -m service tokens create`, where the service asks for one. Its role decides what it may do."
 
 
 def documented(reply: type, *, request: type | None = None, status: int = 200, example: Any = None) -> dict[str, Any]:
@@ -34,8 +36,14 @@ def describe(app: FastAPI) -> dict[str, Any]:
         types = [kind for kind in vars(schemas).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__doc__]
         _, components = msgspec.json.schema_components([kind for kind in types if kind is not schemas.Request], ref_template=_REF)
         document.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        for operation in (op for path in document["paths"].values() for op in path.values()):
-            operation.get("responses", {}).pop("422", None)  # FastAPI's own form of it; ours is a problem
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "description": _TOKENS}}
+        document["security"] = [{"token": []}]
+        rules = Rules()
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                operation.get("responses", {}).pop("422", None)  # FastAPI's own form of it; ours is a problem
+                if (found := rules.find(method.upper(), path)) and found[0].stranger is Access.YES:
+                    operation["security"] = []
         _link(document)
         app.openapi_schema = document
     return app.openapi_schema

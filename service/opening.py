@@ -3,6 +3,7 @@
 import time
 
 from service import schemas
+from service.doors import Caller
 from service.errors import UnknownSession
 from service.parts import Parts, find_bundle
 from service.policies import Networks
@@ -11,9 +12,9 @@ from service.sessions import new_session_id
 from service.wire import encode
 
 
-def create(parts: Parts, wanted: schemas.OpenSession, key: str | None) -> Loaded:
-    """Open a session; asked again with the same ``key``, the same one again. Raises UnknownBundle, IdempotencyKeyReused."""
-    session = _new_session(wanted, find_bundle(parts, wanted.bundle or next(iter(parts.bundles))))
+def create(parts: Parts, wanted: schemas.OpenSession, key: str | None, caller: Caller) -> Loaded:
+    """Open a session of the caller's; asked again with the same ``key``, the same one again. Raises UnknownBundle, IdempotencyKeyReused."""
+    session = _new_session(wanted, find_bundle(parts, wanted.bundle or next(iter(parts.bundles))), caller.owner)
     if key is None:
         loaded = parts.store.create(session)
     else:
@@ -32,10 +33,10 @@ def _create_once(parts: Parts, session: Session) -> Loaded:
         return parts.store.load(session.session_id)
 
 
-def _new_session(wanted: schemas.OpenSession, networks: Networks) -> Session:
+def _new_session(wanted: schemas.OpenSession, networks: Networks, owner: str) -> Session:
     now = time.time()
     return Session(
-        session_id=new_session_id(),
+        session_id=new_session_id(owner),
         bundle=networks.bundle.manifest.name,
         digest=networks.digest,
         seed=wanted.seed,

@@ -18,7 +18,8 @@ import numpy as np
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from service import numpy_frames, schemas
-from service.errors import Gone, InvalidObservation, ServiceError
+from service.doors import caller_of
+from service.errors import Gone, InvalidObservation, ServiceError, Unauthorized
 from service.faults import Outages, as_problem
 from service.observations import check_observation
 from service.opening import create
@@ -56,6 +57,7 @@ class _Robot:
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
         self._parts: Parts = websocket.app.state.parts
+        self._caller = caller_of(websocket)
         self._name = secrets.token_hex(8)
         self._session_id, self._episode = "", 0
         self._step: int | None = None
@@ -87,15 +89,21 @@ class _Robot:
     def _open(self) -> Loaded:
         query = dict(self._websocket.query_params)
         if (session_id := query.get("session_id")) is not None:
+            self._check(session_id)
             return self._parts.store.load(session_id)
         try:
-            return create(self._parts, msgspec.convert(query, schemas.OpenSession, strict=False), None)
+            return create(self._parts, msgspec.convert(query, schemas.OpenSession, strict=False), None, self._caller)
         except msgspec.ValidationError as error:
             raise numpy_frames.misfit("the address's query", "options of a session", str(error)) from error
+
+    def _check(self, session_id: str) -> None:
+        """Whether the client may (still) drive this session. Raises as `Doors.check`."""
+        self._parts.doors.check(self._caller, "POST", f"/v1/sessions/{session_id}/step")
 
     async def _infer(self, message: dict[str, Any], networks: Networks) -> tuple[schemas.Action, list[str]]:
         """The action for an observation, after what it says of the last action has been stored; and the names that have no meaning here."""
         loop, spec = self._parts.loop, networks.spec
+        self._check(self._session_id)
         key = next((key for key in STATE_KEYS if key in message), None)
         if key is None:
             raise InvalidObservation(
@@ -130,7 +138,7 @@ class _Robot:
         if problem.status == 500:
             _log.error("openpi %s: %s", self._name, problem.detail, exc_info=None if isinstance(error, ServiceError) else error)
         await self._websocket.send_text(json.dumps(problem.problem(self._name)))
-        if closes or isinstance(problem, Gone):
+        if closes or isinstance(problem, Gone | Unauthorized):
             await self._websocket.close(REFUSED + problem.status)
             return True
         await asyncio.sleep(0)

@@ -6,6 +6,7 @@ from fastapi import Request
 
 from service.adaptation import Adaptation
 from service.deadlines import Deadlines
+from service.doors import Doors
 from service.errors import UnknownBundle
 from service.gate import Waiting
 from service.idempotency import CreatedSessions
@@ -14,6 +15,7 @@ from service.policies import Networks
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.step_loop import StepLoop
+from service.tokens import TokenStore
 from service.versions import VersionStore
 
 
@@ -31,6 +33,8 @@ class Parts:
     deadlines: Deadlines
     metrics: Metrics
     waiting: Waiting
+    tokens: TokenStore
+    doors: Doors
 
 
 def parts_of(request: Request) -> Parts:

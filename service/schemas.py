@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from service.roles import Role
 from training.contract.exploration import Exploration, Phase
 
 Number = Annotated[int, Meta(ge=0, le=2**31)]
@@ -308,6 +309,32 @@ class FinetuningStatus(Struct, frozen=True):
     losses: dict[str, float | None]
     policy_version: int
     error: str | None
+
+
+class CreateToken(Request, frozen=True):
+    """Whom a new token is for."""
+
+    role: Role
+    name: Annotated[str, Meta(description="of the robot or person; tokens of one name own the same sessions", examples=["arm-3"])]
+    lifetime_s: Annotated[float, Meta(gt=0, le=100 * 365 * 86400)] | None = None
+
+
+class TokenView(Struct, frozen=True):
+    """A token, without its secret. ``token``: the token itself, told once, when it is made."""
+
+    token_id: str
+    name: str
+    role: Role
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    token: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class TokenList(Struct, frozen=True):
+    """Every token that was made, the oldest first."""
+
+    tokens: list[TokenView]
 
 
 class BundleSummary(Struct, frozen=True):

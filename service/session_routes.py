@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 
 from service import schemas, views
+from service.doors import caller_of
 from service.errors import ConcurrentUpdate
 from service.idempotency import key_of
 from service.openapi import documented
@@ -28,7 +29,7 @@ sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"], default_response_
 async def open_session(request: Request) -> Response:
     """Open a session; all fields may be left out. With an ``Idempotency-Key``, sent again it opens no second one."""
     parts, wanted, key = parts_of(request), await read(request, schemas.OpenSession), key_of(request)
-    loaded = create(parts, wanted, key)
+    loaded = create(parts, wanted, key, caller_of(request))
     return reply(views.session_view(loaded, parts.store.task_version(loaded.keys), networks=parts.loop.networks(loaded)), 201)
 
 
@@ -36,9 +37,9 @@ async def open_session(request: Request) -> Response:
 async def list_sessions(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 50, cursor: Annotated[str | None, Query()] = None
 ) -> Response:
-    """List sessions, newest first."""
-    store = parts_of(request).store
-    found, next_cursor = store.page(limit, cursor)
+    """List sessions, newest first: all, or those that the caller's token may see."""
+    store, caller = parts_of(request).store, caller_of(request)
+    found, next_cursor = store.page(limit, cursor, None if caller.sees_all else caller.owner)
     versions = store.task_versions([loaded.keys for loaded in found])
     page = [views.session_view(loaded, version) for loaded, version in zip(found, versions, strict=True)]
     return reply(schemas.SessionList(page, next_cursor))

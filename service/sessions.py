@@ -14,7 +14,7 @@ import numpy as np
 from redis import Redis
 
 from service.errors import InvalidRequest, SessionClosed, SessionExpired, UnknownSession
-from service.keys import KNOWN_EXTRA_MS, SESSIONS, SessionKeys
+from service.keys import KNOWN_EXTRA_MS, SESSIONS, SessionKeys, owned
 from service.redis_script import RedisScript
 from service.session_log import KEPT_SAVES, pack
 from service.session_state import Changes, EpisodeRecord, Loaded, Posterior, Session, task_prior
@@ -83,13 +83,14 @@ class SessionStore:
             pipe.pexpireat(keys.session, _ms(session.expires_at))
             pipe.set(keys.known, "open", pxat=_ms(session.expires_at) + KNOWN_EXTRA_MS)
             pipe.zadd(SESSIONS, {session.session_id: 0})
+            pipe.zadd(owned(owner_of(session.session_id)), {session.session_id: 0})
             pipe.execute()
         return Loaded(session, keys, raw, 0)
 
     def load(self, session_id: str) -> Loaded:
         """Read a session. Raises UnknownSession, SessionClosed or SessionExpired."""
         if not _ID.fullmatch(session_id):
-            raise _unknown(session_id)
+            raise unknown_session(session_id)
         keys = SessionKeys(session_id)
         raw, current = cast(list[bytes | None], self.redis.hmget(keys.session, ["body", "current"]))
         if raw is None:
@@ -170,29 +171,31 @@ class SessionStore:
             pipe.delete(*loaded.keys.lasting, loaded.keys.lease)
             pipe.set(loaded.keys.known, "closed", px=KNOWN_EXTRA_MS)
             pipe.zrem(SESSIONS, session_id)
+            pipe.zrem(owned(owner_of(session_id)), session_id)
             pipe.execute()
         return loaded
 
-    def page(self, limit: int, cursor: str | None) -> tuple[list[Loaded], str | None]:
-        """Up to ``limit`` sessions, newest first, from after ``cursor``; and the next cursor. Some round trips."""
+    def page(self, limit: int, cursor: str | None, owner: str | None = None) -> tuple[list[Loaded], str | None]:
+        """Up to ``limit`` sessions (of one owner), newest first, from after ``cursor``; and the next cursor. Some round trips."""
         if cursor is not None and not _ID.fullmatch(cursor):
             raise InvalidRequest("the cursor is none that this service gave", received=cursor, action="Use next_cursor of the page before.")
+        index = SESSIONS if owner is None else owned(owner)
         found: list[Loaded] = []
         upper = f"({cursor}" if cursor else "+"
         while len(found) < limit:
-            ids = [value.decode() for value in cast(list[bytes], self.redis.zrevrangebylex(SESSIONS, upper, "-", start=0, num=limit))]
+            ids = [value.decode() for value in cast(list[bytes], self.redis.zrevrangebylex(index, upper, "-", start=0, num=limit))]
             if not ids:
                 return found, None
             live = self._load_many(ids)
             if gone := [session_id for session_id, loaded in zip(ids, live, strict=True) if loaded is None]:
-                self.redis.zrem(SESSIONS, *gone)
+                self.redis.zrem(index, *gone)
             for session_id, loaded in zip(ids, live, strict=True):
                 upper = f"({session_id}"
                 if loaded is not None:
                     found.append(loaded)
                 if len(found) == limit:
                     break
-        return found, upper[1:] if self.redis.zlexcount(SESSIONS, "-", upper) else None
+        return found, upper[1:] if self.redis.zlexcount(index, "-", upper) else None
 
     def context(self, keys: SessionKeys, first_row: int, end_row: int, width: int) -> Floats:
         """Rows ``first_row`` to ``end_row`` (exclusive) of the context: float32 [N, width]."""
@@ -259,7 +262,7 @@ class SessionStore:
     def _why_missing(self, keys: SessionKeys) -> UnknownSession | SessionClosed | SessionExpired:
         known = cast(bytes | None, self.redis.get(keys.known))
         if known is None:
-            return _unknown(keys.session_id)
+            return unknown_session(keys.session_id)
         if known == b"closed":
             return SessionClosed(f"session {keys.session_id} was closed", action="Open a new session.")
         return SessionExpired(
@@ -267,16 +270,25 @@ class SessionStore:
         )
 
 
-def new_session_id() -> str:
-    """32 hexadecimal digits that sort by time: 12 of milliseconds, 20 random."""
-    return f"{_ms(time.time()):012x}{secrets.token_hex(10)}"
+def new_session_id(owner: str) -> str:
+    """32 hexadecimal digits that sort by time: 12 of milliseconds, the owner's 10, 10 random.
+
+    Whose a session is can so be told from its id alone, before anything is read.
+    """
+    return f"{_ms(time.time()):012x}{owner}{secrets.token_hex(5)}"
+
+
+def owner_of(session_id: str) -> str:
+    """The owner that an id carries."""
+    return session_id[12:22]
 
 
 def _ms(time_s: float) -> int:
     return int(time_s * 1000)
 
 
-def _unknown(session_id: str) -> UnknownSession:
+def unknown_session(session_id: str) -> UnknownSession:
+    """There is no session of this id, as far as the caller may know."""
     return UnknownSession(
         "no session has this id",
         expected="an id that POST /v1/sessions gave",

@@ -3,26 +3,22 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from redis import Redis
 from redis.exceptions import RedisError
 
 from service import views
 from service.app import load_bundles
 from service.errors import StartupError
+from service.open_redis import redis_of
 from service.policies import MetaPolicy, Networks
-from service.redis_server import EmbeddedRedis
 from service.replay import Policies, replay
 from service.session_log import Acted, Began, Event, Reported, Rewarded, read_log
 from service.session_state import Loaded, Session
 from service.sessions import SessionStore
 from service.settings import Settings
-from service.storage import connect
 from service.versions import VersionStore
 from training.contract.errors import SkilletError
 
@@ -44,40 +40,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     settings = Settings(**({"data_dir": options.data_dir} if options.data_dir else {}))
     try:
-        with _store(settings) as store:
-            return _COMMANDS[options.command](store, options)
+        with redis_of(settings) as redis:
+            return _COMMANDS[options.command](SessionStore(redis), options)
     except (SkilletError, RedisError) as error:
         sys.stderr.write(f"skillet: {error}\n")
         return 2
-
-
-@contextmanager
-def _store(settings: Settings) -> Iterator[SessionStore]:
-    """The sessions of the Redis that is set, of the embedded one of a running service, or of one started for the moment."""
-    running = settings.data_dir.absolute() / "redis.sock"
-    url = settings.redis_url or f"unix://{running}"
-    with connect(url, settings.redis_timeout_s) as client:
-        if settings.redis_url or (running.exists() and _answers(client)):
-            yield SessionStore(client)
-            return
-    if not settings.data_dir.is_dir():
-        raise StartupError(f"expected sessions in {settings.data_dir}, found no such folder; name another with --data-dir")
-    server = EmbeddedRedis(settings.data_dir)
-    process = server.spawn()
-    try:
-        with connect(server.url, settings.redis_timeout_s) as client:
-            yield SessionStore(client)
-    finally:
-        process.terminate()
-        process.wait()
-        server.close()
-
-
-def _answers(client: Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except RedisError:
-        return False
 
 
 def _ls(store: SessionStore, options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ class Settings(BaseSettings):
     bundles: tuple[Path, ...] = Field(default=(), description="bundle directories to serve; a session without a choice takes the first")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
+    insecure_no_auth: bool = Field(default=False, description="ask nobody for a token, wherever the service listens")
     redis_url: str | None = Field(default=None, description="unset: an embedded Redis is started under data_dir")
     data_dir: Path = Path(".skillet")
     workers: int = Field(default=1, ge=1, description="API processes that serve")

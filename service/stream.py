@@ -16,7 +16,8 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from service import frames, views
 from service.deadlines import Deadline
-from service.errors import Gone, InvalidRequest, ServiceError
+from service.doors import caller_of
+from service.errors import Gone, InvalidRequest, ServiceError, Unauthorized
 from service.faults import Outages, as_problem
 from service.idempotency import check_key
 from service.opening import create
@@ -28,6 +29,18 @@ REFUSED: Final = 4000
 """Added to the HTTP status of the problem for which a connection is closed: 4404, 4410 and so on."""
 SILENT: Final = 4408
 FIRST_FRAME_S: Final = 10.0
+_AS_REST: Final = {
+    frames.Open: ("POST", ""),
+    frames.Attach: ("GET", "/{}"),
+    frames.Start: ("POST", "/{}/episodes"),
+    frames.ActFrame: ("POST", "/{}/act"),
+    frames.StepFrame: ("POST", "/{}/step"),
+    frames.StepsFrame: ("POST", "/{}/steps"),
+    frames.TransitionsFrame: ("POST", "/{}/transitions"),
+    frames.RewardsFrame: ("POST", "/{}/rewards"),
+    frames.End: ("POST", "/{}/episodes/end"),
+}
+"""The call below ``/v1/sessions`` that does the same: who may make it may send the frame."""
 
 _log = logging.getLogger(__name__)
 _outages = Outages()
@@ -61,6 +74,7 @@ class _Conversation:
         self._websocket, self._digests = websocket, digests
         self._parts: Parts = websocket.app.state.parts
         self._name = secrets.token_hex(8)
+        self._caller = caller_of(websocket)
         self._session_id: str | None = None
 
     async def run(self) -> None:
@@ -94,7 +108,7 @@ class _Conversation:
             frame_id = frame_id or frames.number_of(content)
             problem = self._problem(error, frame_id)
             status, body = problem.status, problem.problem(f"{self._name}.{frame_id}")
-            if self._session_id is None or isinstance(problem, Gone):
+            if self._session_id is None or isinstance(problem, Gone | Unauthorized):
                 code = REFUSED + status
         reply = frames.encode(frames.ReplyFrame(frame_id, status, round((time.perf_counter() - started) * 1000, 3), body))
         await self._websocket.send_bytes(frames.sealed(reply, data[: frames.DIGEST_BYTES]) if self._digests else reply)
@@ -102,6 +116,9 @@ class _Conversation:
 
     async def _call(self, frame: frames.AnyFrame) -> tuple[int, Any]:
         session_id = self._session_id
+        method, path = _AS_REST[type(frame)]
+        named = frame.session_id if isinstance(frame, frames.Attach) else session_id
+        self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(named))
         if session_id is None or isinstance(frame, frames.Open | frames.Attach):
             return self._begin(frame)
         loop, metrics = self._parts.loop, self._parts.metrics
@@ -132,7 +149,7 @@ class _Conversation:
         if self._session_id is not None:
             raise InvalidRequest("this connection speaks of a session already", action="Open another connection for another session.")
         if isinstance(frame, frames.Open):
-            loaded = create(parts, frame.body, check_key(frame.key, "$.key"))
+            loaded = create(parts, frame.body, check_key(frame.key, "$.key"), self._caller)
         elif isinstance(frame, frames.Attach):
             loaded = parts.store.load(frame.session_id)
         else:

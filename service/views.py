@@ -10,6 +10,7 @@ from service import acting, schemas
 from service.policies import Networks
 from service.recording import gaps, pending_rewards
 from service.session_state import Loaded, Posterior
+from service.tokens import Token
 from service.versions import Progress
 
 
@@ -53,6 +54,18 @@ def task_view(loaded: Loaded, posterior: Posterior) -> schemas.TaskPosterior:
     session = loaded.session
     phase = session.phase if session.episode_open else acting.next_phase(session, loaded.current_version)
     return schemas.TaskPosterior(posterior.version, posterior.mean.tolist(), posterior.scale.tolist(), session.rows, phase)
+
+
+def token_view(token: Token, text: str | None = None) -> schemas.TokenView:
+    """A token; with ``text`` the token itself, which is told once."""
+
+    def moment(time_s: float | None) -> str | None:
+        return None if time_s is None else timestamp(time_s)
+
+    told = msgspec.UNSET if text is None else text
+    return schemas.TokenView(
+        token.token_id, token.name, token.role, timestamp(token.created_at), moment(token.expires_at), moment(token.revoked_at), told
+    )
 
 
 def policy_view(loaded: Loaded, records: list[schemas.PolicyVersion], history: list[schemas.PolicyEvent]) -> schemas.PolicyVersions:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import random
 import time
 import uuid
@@ -43,7 +44,9 @@ class SkilletClient:
     which the service knows again by their numbers; opening and starting, by an idempotency key) is sent again after a lost connection or
     a passing fault of the service, with growing delays, until ``retry_for_s`` have passed since it was first sent; 0 turns that off. A
     client that never had a reply does not retry a refused connection: a wrong address should say so at once. ``token`` is sent as a
-    bearer token. ``guards_actions``: hold actions inside the bundle's safety envelope here too, whatever comes over the network.
+    bearer token (None: what ``SKILLET_TOKEN`` holds). ``ca_file``: certificates (PEM) that vouch for the service's, for ``https://``
+    with one of your own (None: what ``SKILLET_CA_FILE`` names, else the system's). ``guards_actions``: hold actions inside the bundle's
+    safety envelope here too, whatever comes over the network.
     ``stream``: the calls of control loops go as frames over a websocket, one for each session, instead of as requests; the same results
     in less time (needs the extra ``stream``).
     """
@@ -55,16 +58,18 @@ class SkilletClient:
         timeout_s: float = 10.0,
         retry_for_s: float = 30.0,
         token: str | None = None,
+        ca_file: str | None = None,
         guards_actions: bool = True,
         transport: Transport | None = None,
         stream: bool = False,
     ) -> None:
         self._stream, self._channels = stream, WeakSet[Channel]()
-        self._transport = HttpTransport(url) if transport is None else transport
+        ca_file = ca_file or os.environ.get("SKILLET_CA_FILE") or None
+        self._transport = HttpTransport(url, ca_file=ca_file) if transport is None else transport
         self._timeout_s, self._retry_for_s = timeout_s, retry_for_s
         self._headers = {"accept": "application/json", "user-agent": "skillet-sdk"}
-        if token is not None:
-            self._headers["authorization"] = f"Bearer {token}"
+        if token := token or os.environ.get("SKILLET_TOKEN"):
+            self._headers["authorization"] = _bearer(token)
         self._json_headers = {**self._headers, "content-type": "application/json"}
         self.guards_actions = guards_actions
         self._had_reply = self._had_digest = False
@@ -232,6 +237,12 @@ class SkilletClient:
 def new_key() -> str:
     """A fresh idempotency key."""
     return uuid.uuid4().hex
+
+
+def _bearer(token: str) -> str:
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidRequest("the token cannot be sent", expected="what 'python -m service tokens create' printed, without white space")
+    return f"Bearer {token}"
 
 
 def _digest(*parts: bytes) -> str:

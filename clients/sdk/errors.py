@@ -17,7 +17,10 @@ SkilletError
     │   ├── IdempotencyKeyReused 422
     │   ├── DamagedRequest       400
     │   └── InvalidObservation   422, or found before anything was sent: ObservationOutOfRange
-    ├── NotFound                 404: UnknownSession, UnknownBundle, UnknownVersion
+    ├── Unauthorized             401: no token, or one that is not valid
+    ├── Forbidden                403: the token's role may not do this
+    ├── TooMany                  429: TooManyRequests, TooManySessions
+    ├── NotFound                 404: UnknownSession, UnknownBundle, UnknownVersion, UnknownToken
     ├── SessionGone              410: SessionClosed, SessionExpired
     ├── Conflict                 409: NoOpenEpisode, WrongEpisode, WrongStep, StepNotActed, TransitionOutOfOrder, DuplicateTransition,
     │                            ConcurrentUpdate, DeadlinePassed
@@ -201,6 +204,42 @@ class UnknownVersion(NotFound):
     default_code = "unknown_version"
 
 
+class UnknownToken(NotFound):
+    """There is no token of this id."""
+
+    default_code = "unknown_token"
+
+
+class Unauthorized(ServiceError):
+    """The service asks for a token: none was sent, or one that is not valid."""
+
+    default_code = "unauthorized"
+
+
+class Forbidden(ServiceError):
+    """The token's role may not do this."""
+
+    default_code = "forbidden"
+
+
+class TooMany(ServiceError):
+    """More than the service takes; ``Retry-After`` of its reply says when to come again."""
+
+    default_code = "too_many"
+
+
+class TooManyRequests(TooMany):
+    """This client sends more requests a second than it may."""
+
+    default_code = "too_many_requests"
+
+
+class TooManySessions(TooMany):
+    """As many sessions are open as may be."""
+
+    default_code = "too_many_sessions"
+
+
 class SessionGone(ServiceError):
     """The session was there and is not any more."""
 
@@ -327,7 +366,16 @@ class PolicyOutputInvalid(ServiceFailed):
     default_code = "policy_output_invalid"
 
 
-_BY_STATUS: dict[int, type[ServiceError]] = {404: NotFound, 409: Conflict, 410: SessionGone, 413: BodyTooLarge, 422: InvalidRequest}
+_BY_STATUS: dict[int, type[ServiceError]] = {
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: SessionGone,
+    413: BodyTooLarge,
+    422: InvalidRequest,
+    429: TooMany,
+}
 
 
 def _subclasses(base: type[ServiceError]) -> Iterator[type[ServiceError]]:

@@ -71,7 +71,7 @@ class _TlsConnection(_OneSegment, http.client.HTTPSConnection):
 class HttpTransport:
     """HTTP/1.1 with kept-alive connections; safe to share between threads, each request takes an idle connection or opens one."""
 
-    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, url: str, *, tls: ssl.SSLContext | None = None, ca_file: str | None = None) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
             port = parts.port
@@ -81,7 +81,7 @@ class HttpTransport:
             raise InvalidRequest("the service's address cannot be used", expected="http://HOST:PORT or https://HOST:PORT", received=url)
         self.url = f"{parts.scheme}://{parts.netloc}"
         self._host, self._port, self.prefix = parts.hostname, port, parts.path.rstrip("/")
-        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        self._tls = (tls or _tls_context(ca_file)) if parts.scheme == "https" else None
         self._idle: deque[http.client.HTTPConnection] = deque()
 
     def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float) -> Reply:
@@ -148,7 +148,7 @@ class HttpTransport:
                 kind, detail, action = NothingListening, f"the host {self._host!r} has no address", "correct the address"
             case ssl.SSLCertVerificationError():
                 kind, detail = TlsMismatch, f"the certificate of {self.url} is not trusted: {error.verify_message}"
-                action = "give HttpTransport an SSLContext that trusts it"
+                action = "name a file of certificates that vouch for it: ca_file, or SKILLET_CA_FILE"
             case ssl.SSLError():
                 kind, detail, action = TlsMismatch, f"no TLS at {self.url} ({error.reason})", "use http:// if the service speaks plain HTTP"
             case TimeoutError():
@@ -163,6 +163,15 @@ class HttpTransport:
                 kind, detail = NotHttp, f"what answers at {self.url} does not speak HTTP (it said {str(error)[:60]!r})"
                 action = "correct the port"
         return kind(detail, action=action, request_sent=request_sent)
+
+
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidRequest(
+            f"the certificates in {ca_file!r} cannot be read: {error}", expected="a PEM file with certificates", received=ca_file
+        ) from error
 
 
 def is_quiet(connected: socket.socket | None) -> bool:

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         domain = find_domain(options.env)
         if options.plot is not None and domain.plot is None:
             raise ValueError(f"there is no picture of runs in {domain.name}: leave out --plot")
-        with closing(domain.make(options.task)) as env, SkilletClient(options.url) as client:
+        with closing(domain.make(options.task)) as env, connect(options) as client:
             if options.video is not None:
                 check_video(env)
             session = open_session(client, options, env)
@@ -50,6 +50,11 @@ def complain(error: Exception, status: int) -> int:
     """Print an error as one line; returns ``status``."""
     print(f"python -m clients.simulator: {' '.join(str(error).split())}", file=sys.stderr)
     return status
+
+
+def connect(options: argparse.Namespace) -> SkilletClient:
+    """A client of the service that the command line names."""
+    return SkilletClient(options.url, token=options.token, ca_file=options.ca_file)
 
 
 def open_session(client: SkilletClient, options: argparse.Namespace, env: gym.Env[Any, Any]) -> Session:

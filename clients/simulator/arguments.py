@@ -71,6 +71,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; a mistake in it ends the program with status 2."""
     parser = _Parser("python -m clients.simulator", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where the service is (default: %(default)s)")
+    parser.add_argument("--token", help="where the service asks for one; better in SKILLET_TOKEN, where other users do not see it")
+    parser.add_argument("--ca-file", metavar="CA.pem", help="certificates that vouch for an https:// service (default: SKILLET_CA_FILE)")
     parser.add_argument("--env", required=True, help=f"which robot: {', '.join(DOMAINS)}")
     parser.add_argument("--task", required=True, help="; ".join(f"{name}: {domain.task_format}" for name, domain in DOMAINS.items()))
     parser.add_argument("--episodes", type=_whole_number(1), required=True, metavar="N", help="how many episodes to run")

@@ -14,6 +14,7 @@ from service.keys import creation
 from service.policies import Networks
 from service.session_state import Changes, Session, task_prior
 from service.sessions import new_session_id
+from service.tokens import NOBODY
 from service.wire import encode
 from tests.conftest import Driver, state, transition
 from training.contract.context import Floats
@@ -183,7 +184,7 @@ def test_opening_a_session_again_with_its_key_opens_no_second_one(api: TestClien
 
 
 def test_a_session_whose_creator_died_before_it_was_made_is_made_by_the_repetition(api: TestClient) -> None:
-    claimed = api.app.state.parts.created.claim("k", encode(schemas.OpenSession()), new_session_id())
+    claimed = api.app.state.parts.created.claim("k", encode(schemas.OpenSession()), new_session_id(NOBODY))
     assert api.get(f"/v1/sessions/{claimed}").status_code == 404
     session = Driver.ok(api.post("/v1/sessions", headers={"idempotency-key": "k"}), 201)
     assert session["session_id"] == claimed
@@ -216,7 +217,7 @@ def test_the_keys_of_created_sessions_expire(api: TestClient) -> None:
 
 
 def fresh(networks: Networks) -> Session:
-    session = Session(new_session_id(), "tiny", "", 7, 20, Exploration.SWITCHING, True, False, 60, 0.0, 0.0)
+    session = Session(new_session_id(NOBODY), "tiny", "", 7, 20, Exploration.SWITCHING, True, False, 60, 0.0, 0.0)
     acting.begin_episode(session, Phase.EXPLORING, task_prior(networks.spec.task_embedding_dim))
     for step in range(STEPS):
         acting.act(session, step, np.array(state(0, step), np.float32), networks=networks, policy=networks.meta_policy, max_ahead=99)

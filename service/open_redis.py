@@ -1,0 +1,44 @@
+"""The Redis of a service, for commands that run beside it or without it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from service.errors import StartupError
+from service.redis_server import EmbeddedRedis
+from service.settings import Settings
+from service.storage import connect
+
+
+@contextmanager
+def redis_of(settings: Settings, *, make: bool = False) -> Iterator["Redis"]:
+    """A client of the Redis that is set, of the embedded one of a running service, or of one started for the moment.
+
+    Without ``make``, a data directory that is not there raises StartupError.
+    """
+    running = settings.data_dir.absolute() / "redis.sock"
+    url = settings.redis_url or f"unix://{running}"
+    with connect(url, settings.redis_timeout_s) as client:
+        if settings.redis_url or (running.exists() and _answers(client)):
+            yield client
+            return
+    if not make and not settings.data_dir.is_dir():
+        raise StartupError(f"expected a service's data in {settings.data_dir}, found no such folder; name another with --data-dir")
+    server = EmbeddedRedis(settings.data_dir, strict=True)
+    process = server.spawn()
+    try:
+        with connect(server.url, settings.redis_timeout_s) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+        server.close()
+
+
+def _answers(client: "Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except RedisError:
+        return False
