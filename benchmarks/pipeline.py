@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-STAGES = ("collect", "skills", "meta", "evaluate", "export")
+STAGES = ("collect", "skills", "meta", "belief", "evaluate", "export")
 TRAINING_STAGES = ("skills", "meta")
 
 

@@ -10,9 +10,10 @@ from service.errors import WrongStep
 from service.observations import outside
 from service.policies import MetaPolicy, Networks
 from service.recording import ended_at, no_open_episode
-from service.session_state import LastAction, Loaded, OpenSkill, Posterior, Session
-from training.contract.context import Floats, pack_rows, unpack_vector
-from training.contract.exploration import Phase, automatic_phase, drawn_embedding, plan_episode, skill_noise
+from service.session_state import Followed, LastAction, Loaded, OpenSkill, Posterior, Session
+from training.contract.belief import Belief, Following
+from training.contract.context import Floats, pack_rows, unpack_rows, unpack_vector
+from training.contract.exploration import Exploration, Phase, automatic_phase, drawn_embedding, in_turn, plan_episode, skill_noise
 
 
 def next_phase(session: Session, current_version: int) -> Phase:
@@ -36,8 +37,8 @@ def explores_posterior(session: Session, phase: Phase) -> bool:
     return session.exploration.asks_posterior(phase, rewarded=session.rewarded)
 
 
-def begin_episode(session: Session, phase: Phase, posterior: Posterior) -> None:
-    """Open the next episode. What it acts with is fixed here: the embedding drawn for it, or the posterior's mean."""
+def begin_episode(session: Session, phase: Phase, posterior: Posterior, candidates: Floats | None = None) -> None:
+    """Open the next episode. What it acts with is fixed here: an embedding drawn for it, the posterior's mean, or ``candidates`` [n, E]."""
     session.episode += 1
     plan = plan_episode(
         phase,
@@ -47,6 +48,7 @@ def begin_episode(session: Session, phase: Phase, posterior: Posterior) -> None:
         task_embedding_dim=len(posterior.mean),
         exploration=session.exploration,
         posterior=(posterior.mean, posterior.scale) if explores_posterior(session, phase) else None,
+        candidates=candidates,
     )
     session.phase, session.use_skill_prior, session.episode_open = phase, plan.use_skill_prior, True
     session.embedding = pack_rows(posterior.mean if plan.task_embedding is None else plan.task_embedding)
@@ -149,10 +151,9 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
     noise = None if session.deterministic else skill_noise(session.seed, session.episode, step, spec.skill_dim)
     embedding = policy.task_embedding
     if session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version:
-        skill_index = step // spec.skill_horizon
-        embedding = drawn_embedding(session.exploration, session.seed, session.episode, skill_index, spec.task_embedding_dim)
+        embedding = _explored(session, state, networks)
     elif embedding is None:
-        embedding = unpack_vector(session.embedding)
+        embedding = in_turn(unpack_rows(session.embedding, spec.task_embedding_dim), step // spec.skill_horizon)
     chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior)
     if follows_versions(session) and session.forced_phase is None:
         session.phase = Phase.FINETUNING if policy.version else Phase.ADAPTED
@@ -160,6 +161,28 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
         session.versions_used.append(policy.version)
     session.skills.append(OpenSkill(step, pack_rows(state), pack_rows(chosen), policy.version))
     return session.skills[-1]
+
+
+def _explored(session: Session, state: Floats, networks: Networks) -> Floats:
+    """The embedding [E] of a session that knows nothing of its task yet, for one skill."""
+    spec, skill_index = networks.spec, session.act_step // networks.spec.skill_horizon
+    if session.exploration is not Exploration.BELIEF or networks.belief is None:
+        return drawn_embedding(session.exploration, session.seed, session.episode, skill_index, spec.task_embedding_dim)
+    now = networks.belief.follow(
+        following(session, networks.belief), state, seed=session.seed, episode=session.episode, skill_index=skill_index,
+        rewarded=session.rewarded,
+    )  # fmt: skip
+    session.followed = Followed(pack_rows(now.plausibility), now.particle, now.since, now.hope)
+    embedding: Floats = networks.belief.particles[now.particle]
+    return embedding
+
+
+def following(session: Session, belief: Belief) -> Following:
+    """What a session that explores by a belief has ruled out and follows."""
+    followed = session.followed
+    if followed is None:
+        return belief.begin()
+    return Following(unpack_vector(followed.plausibility), followed.particle, followed.since, followed.hope)
 
 
 def _reply(session: Session, last: LastAction, *, replayed: bool) -> schemas.Action:

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from redis.exceptions import RedisError
 
-from service.acting import learning_due
+from service import schemas
+from service.acting import following, learning_due
 from service.errors import ServiceError, UnknownVersion
 from service.jobs import JobQueue
 from service.judgement import RECENT, REFERENCE, find_fall
@@ -20,6 +21,9 @@ from service.policies import Networks
 from service.session_state import Changes, Loaded, Posterior, task_prior
 from service.sessions import SessionStore
 from service.versions import VersionStore
+from service.views import belief_view
+from training.contract.context import Floats
+from training.contract.exploration import Exploration, turns
 
 _log = logging.getLogger(__name__)
 _JUDGED_EPISODES = RECENT[-1] + REFERENCE[1]
@@ -48,6 +52,37 @@ class Adaptation:
         if (stored.version, stored.revision) == (loaded.session.rows, loaded.session.revision):
             return stored
         return await asyncio.shield(self._infer(loaded, networks))
+
+    async def candidates(self, loaded: Loaded, networks: Networks, posterior: Posterior) -> Floats | None:
+        """Embeddings [n, E] of ``posterior`` that take turns in a session's next episode; None where it does not explore by a belief."""
+        session, belief, spec = loaded.session, networks.belief, networks.spec
+        if session.exploration is not Exploration.BELIEF or belief is None:
+            return None
+        count = turns(spec.episode_steps, spec.skill_horizon)
+
+        def choose() -> Floats:
+            rewarded = self._rewarded_states(loaded, networks)
+            return belief.candidates(posterior.mean, posterior.scale, rewarded, seed=session.seed, episode=session.episode + 1, count=count)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, choose)
+
+    async def belief(self, loaded: Loaded, networks: Networks) -> schemas.Belief | None:
+        """What a session that explores by a belief makes of all that it has seen; None for others."""
+        session, belief = loaded.session, networks.belief
+        if session.exploration is not Exploration.BELIEF or belief is None:
+            return None
+        plausibility = following(session, belief).plausibility
+
+        def weigh() -> schemas.Belief:
+            return belief_view(belief.particles, belief.weights(plausibility, self._rewarded_states(loaded, networks)))
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, weigh)
+
+    def _rewarded_states(self, loaded: Loaded, networks: Networks) -> Floats:
+        """The states [n, S] after which the session was rewarded."""
+        layout = networks.layout
+        rows = self._store.context(loaded.keys, 0, loaded.session.rows, layout.width)
+        return rows[rows[:, layout.reward] != 0, layout.next_state]
 
     def context_grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
         """Called after a save: start inference (within an episode not too often), and queue the session once an episode completed."""

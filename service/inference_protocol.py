@@ -22,7 +22,7 @@ from service.parts import parts_of
 from service.policies import Networks
 from service.wire import problem, read, reply
 from training.contract.context import Floats
-from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, SKILL_DECODER, TASK_ENCODER
+from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER
 
 _SUFFIX: Final = ".onnx"
 _VERSION_DIGITS: Final = 12
@@ -140,7 +140,7 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
 
 def _find(request: Request, model: str, version: str | None) -> tuple[Networks, str]:
     served = parts_of(request).bundles
-    models = {f"{name}.{file.removesuffix(_SUFFIX)}": (networks, file) for name, networks in served.items() for file in GRAPH_INPUTS}
+    models = {f"{name}.{file.removesuffix(_SUFFIX)}": (networks, file) for name, networks in served.items() for file in networks.graphs}
     if model not in models:
         raise UnknownBundle("this service has no model of that name", expected=sorted(models), received=model[:64])
     if version is not None and version != _version(models[model][0]):
@@ -159,6 +159,7 @@ def _shapes(networks: Networks, file: str) -> dict[str, list[int]]:
         SKILL_DECODER: {"state": state, "skill": skill, "action": [-1, spec.action_dim]},
         META_POLICY: {"state": state, "task_embedding": embedding} | dict.fromkeys(GRAPH_OUTPUTS[META_POLICY], skill),
         TASK_ENCODER: {"context": [-1, -1, networks.layout.width], "mask": [-1, -1], "mean": embedding, "std": embedding},
+        REWARD_DECODER: {"state": state, "task_embedding": embedding, "probability": [-1]},
     }[file]
 
 

@@ -4,16 +4,21 @@ import time
 
 from service import schemas
 from service.doors import Caller
-from service.errors import UnknownSession
+from service.errors import InvalidRequest, UnknownSession
 from service.parts import Parts, find_bundle
 from service.policies import Networks
 from service.session_state import Loaded, Session
 from service.sessions import new_session_id
 from service.wire import encode
+from training.contract.bundle import Manifest
+from training.contract.exploration import Exploration
 
 
 def create(parts: Parts, wanted: schemas.OpenSession, key: str | None, caller: Caller) -> Loaded:
-    """Open a session of the caller's; asked again with the same ``key``, the same one again. Raises UnknownBundle, IdempotencyKeyReused."""
+    """Open a session of the caller's; asked again with the same ``key``, the same one again.
+
+    Raises UnknownBundle, IdempotencyKeyReused, InvalidRequest.
+    """
     session = _new_session(wanted, find_bundle(parts, wanted.bundle or next(iter(parts.bundles))), caller.owner)
     if key is None:
         loaded = parts.store.create(session)
@@ -34,14 +39,14 @@ def _create_once(parts: Parts, session: Session) -> Loaded:
 
 
 def _new_session(wanted: schemas.OpenSession, networks: Networks, owner: str) -> Session:
-    now = time.time()
+    now, manifest = time.time(), networks.bundle.manifest
     return Session(
         session_id=new_session_id(owner),
-        bundle=networks.bundle.manifest.name,
+        bundle=manifest.name,
         digest=networks.digest,
         seed=wanted.seed,
-        conditioning_episodes=wanted.conditioning_episodes,
-        exploration=wanted.exploration or networks.bundle.manifest.exploration,
+        conditioning_episodes=manifest.conditioning_episodes if wanted.conditioning_episodes is None else wanted.conditioning_episodes,
+        exploration=_offered(wanted.exploration or manifest.exploration, manifest),
         finetuning=wanted.finetuning,
         deterministic=wanted.deterministic,
         ttl_s=wanted.ttl_s,
@@ -50,3 +55,15 @@ def _new_session(wanted: schemas.OpenSession, networks: Networks, owner: str) ->
         created_at=now,
         expires_at=now + wanted.ttl_s,
     )
+
+
+def _offered(wanted: Exploration, manifest: Manifest) -> Exploration:
+    if wanted not in manifest.explorations:
+        offered = [each.value for each in manifest.explorations]
+        raise InvalidRequest(
+            f"bundle {manifest.name} offers no exploration {wanted.value!r}",
+            expected=offered,
+            received=wanted.value,
+            action="Choose one of those, or serve a bundle with a reward decoder (python -m training belief).",
+        )
+    return wanted

@@ -10,11 +10,12 @@ from msgspec import Struct
 
 from service.errors import PolicyOutputInvalid
 from service.graphs import Graph, TunableGraph, Weights
+from training.contract.belief import Belief
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats, pack_rows, select_context, unpack_rows
 from training.contract.envelope import Envelope, Guard, Range
 from training.contract.errors import BundleCorrupt
-from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, SKILL_DECODER, TASK_ENCODER, ModelSpec
+from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER, ModelSpec
 
 _TRIED = 64
 
@@ -39,6 +40,17 @@ class MetaPolicy:
         return _finite(skill, "skill", self.version)
 
 
+@dataclass(frozen=True)
+class RewardDecoder:
+    """Says where a task embedding expects a reward."""
+
+    graph: Graph
+
+    def probability(self, states: Floats, task_embeddings: Floats) -> Floats:
+        """Probability of a reward [B] in states [B, S] for task embeddings [B, E]. Raises PolicyOutputInvalid when it is not finite."""
+        return _finite(self.graph.run(states, task_embeddings)[0], "reward probability", 0)
+
+
 class Networks:
     """The graphs of one bundle, and the guard of its safety envelope (without ``envelope``: of its spec's limits)."""
 
@@ -49,9 +61,11 @@ class Networks:
         self.guard = Guard(bundle.manifest.limits if envelope else Envelope.of_spec(self.spec))
         self.layout = ContextLayout(self.spec.state_dim, self.spec.skill_dim)
         self._meta_policy_bytes = bundle.read(META_POLICY)
-        graphs = self.graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS}
+        graphs = self.graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS if file in bundle.manifest.files}
         self._decoder, self._encoder = graphs[SKILL_DECODER], graphs[TASK_ENCODER]
         self.meta_policy = MetaPolicy(graphs[META_POLICY])
+        particles = bundle.manifest.particles
+        self.belief = None if particles is None else Belief(_array(particles), RewardDecoder(graphs[REWARD_DECODER]).probability)
         self._tunable: TunableGraph | None = None
         self._limits = Range(self.spec.action.low, self.spec.action.high)
         self._decodes_alike = self._decode_alike()

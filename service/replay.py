@@ -10,7 +10,7 @@ from service.errors import InvalidRequest
 from service.policies import MetaPolicy, Networks
 from service.session_log import Acted, Began, Event, Reported
 from service.session_state import OpenSkill, Outcome, Posterior, Session
-from training.contract.context import Floats, unpack_rows
+from training.contract.context import Floats, pack_rows, unpack_rows
 
 Policies = Callable[[int], MetaPolicy | None]
 
@@ -47,23 +47,24 @@ def replay(session: Session, events: Sequence[Event], networks: Networks, polici
         elif isinstance(event, Acted):
             _act(session, event, networks, policies, found)
         elif isinstance(event, Reported):
+            session.rewarded |= bool(event.reward)
             session.last_outcome = Outcome(event.step, event.reward, event.next_state, event.terminated, event.truncated)
     return found
 
 
 def _begin(session: Session, event: Began, networks: Networks, context: Floats) -> None:
     dim = networks.spec.task_embedding_dim
-    if len(event.embedding) != 4 * dim:
+    if not event.embedding or len(event.embedding) % (4 * dim):
         raise InvalidRequest(
             "the log does not fit the bundle", expected=f"{dim} numbers in an embedding", received=len(event.embedding) // 4
         )
-    known = unpack_rows(event.embedding, dim)[0]
+    known = unpack_rows(event.embedding, dim)  # [n, E]
     inferred = event.task_version and event.phase != "exploring" and context.shape[1] == networks.layout.width
-    belief = networks.infer_task(context[: event.rows])[0] if inferred else known
+    belief = networks.infer_task(context[: event.rows])[0][None] if inferred else known
     session.episode = event.episode - 1
-    acting.begin_episode(session, event.phase, Posterior(event.task_version, belief, np.ones_like(belief)))
+    acting.begin_episode(session, event.phase, Posterior(event.task_version, belief[0], np.ones_like(belief[0])))
     session.phase, session.use_skill_prior, session.task_version = event.phase, event.use_skill_prior, event.task_version
-    session.embedding = belief.tobytes()
+    session.embedding = pack_rows(belief)
 
 
 def _act(session: Session, event: Acted, networks: Networks, policies: Policies, found: Replayed) -> None:

@@ -28,7 +28,10 @@ class OpenSession(Request, frozen=True):
 
     bundle: str | None = None
     seed: Seed = 0
-    conditioning_episodes: Annotated[int, Meta(ge=0, le=10_000, description="exploring episodes before the task is inferred (K)")] = 20
+    conditioning_episodes: Annotated[
+        Annotated[int, Meta(ge=0, le=10_000)] | None,
+        Meta(description="exploring episodes before the task is inferred (K); null: as the bundle says"),
+    ] = None
     exploration: Annotated[
         Exploration | None, Meta(description="how conditioning episodes choose embeddings; null: as the bundle says")
     ] = None
@@ -256,14 +259,34 @@ class RewardsPosted(Struct, frozen=True):
     pending: list[int]
 
 
+class Particle(Struct, frozen=True):
+    """One task embedding of a belief, and its share of the whole weight."""
+
+    task_embedding: list[float]
+    weight: float
+
+
+class Belief(Struct, frozen=True):
+    """A session's belief over tasks: how many particles there are and how many still count, entropy in nats, and the likeliest of them."""
+
+    particles: int
+    effective_particles: float
+    entropy: float
+    best: list[Particle]
+
+
 class TaskPosterior(Struct, frozen=True):
-    """Newest task posterior. ``version`` is the number of skill transitions that it was inferred from."""
+    """Newest task posterior. ``version`` is the number of skill transitions that it was inferred from.
+
+    ``belief`` is null in sessions that do not explore by one.
+    """
 
     version: int
     mean: list[float]
     scale: list[float]
     context_size: int
     phase: Phase
+    belief: Belief | None = None
 
 
 VersionStatus = Literal["published", "candidate", "rejected", "rolled_back"]

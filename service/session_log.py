@@ -18,7 +18,7 @@ KEPT_SAVES: Final = 50_000
 
 
 class Began(Struct, frozen=True, tag="began", array_like=True):
-    """An episode began, with ``rows`` skill transitions before it, acting with this embedding, float32 [E]."""
+    """An episode began, with ``rows`` skill transitions before it, acting with this embedding, float32 [E], or these in turn [n, E]."""
 
     episode: int
     rows: int

@@ -81,10 +81,12 @@ async def start_episode(request: Request, session_id: str) -> Response:
 
 @sessions.get("/{session_id}/task", openapi_extra=documented(schemas.TaskPosterior))
 async def read_task(request: Request, session_id: str) -> Response:
-    """The task posterior of all context so far."""
+    """The task posterior of all context so far, and the belief of a session that explores by one."""
     parts = parts_of(request)
     loaded = parts.store.load(session_id)
-    return reply(views.task_view(loaded, await parts.adaptation.posterior(loaded, parts.loop.networks(loaded))))
+    networks = parts.loop.networks(loaded)
+    belief = await parts.adaptation.belief(loaded, networks)
+    return reply(views.task_view(loaded, await parts.adaptation.posterior(loaded, networks), belief))
 
 
 @sessions.get("/{session_id}/policy", openapi_extra=documented(schemas.PolicyVersions))

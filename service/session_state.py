@@ -56,6 +56,15 @@ class StartedEpisode(Struct, frozen=True, array_like=True):
     answer: EpisodeStarted
 
 
+class Followed(Struct, array_like=True):
+    """What a session that explores by a belief has ruled out and follows (`training.contract.belief.Following`)."""
+
+    plausibility: bytes  # float32 [P]
+    particle: int
+    since: int
+    hope: float
+
+
 class Session(Struct, array_like=True):
     """Everything that acting needs, between two requests."""
 
@@ -77,7 +86,7 @@ class Session(Struct, array_like=True):
     episode: int = -1
     episode_open: bool = False
     phase: Phase = Phase.EXPLORING
-    embedding: bytes = b""  # float32 [E]; what the episode acts with while it acts with the bundle's own policy
+    embedding: bytes = b""  # float32 [E], or [n, E] that take turns; what the episode acts with while by the bundle's own policy
     use_skill_prior: bool = False
     task_version: int = 0
     act_step: int = 0
@@ -98,6 +107,7 @@ class Session(Struct, array_like=True):
     revision: int = 0  # how often a late reward changed a row
     rewarded: bool = False
     episodes_completed: int = 0
+    followed: Followed | None = None  # by a session that explores by a belief
 
 
 class EpisodeRecord(Struct, frozen=True):

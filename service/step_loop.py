@@ -69,11 +69,13 @@ class StepLoop:
                     continue
                 self.grew(loaded, changes, networks)
             phase = acting.next_phase(loaded.session, loaded.current_version)
-            posterior = task_prior(networks.spec.task_embedding_dim)
+            posterior, candidates = task_prior(networks.spec.task_embedding_dim), None
             if phase is not Phase.EXPLORING or acting.explores_posterior(loaded.session, phase):
                 posterior = await self._adaptation.posterior(loaded, networks)
+            if acting.explores_posterior(loaded.session, phase):
+                candidates = await self._adaptation.candidates(loaded, networks, posterior)
             answer = schemas.EpisodeStarted(loaded.session.episode + 1, phase, loaded.session.ended)
-            acting.begin_episode(loaded.session, phase, posterior)
+            acting.begin_episode(loaded.session, phase, posterior, candidates)
             if key is not None:
                 loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]
             if self.store.save(loaded, Changes(events=[_began(loaded.session)])):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from service import acting, schemas
 from service.policies import Networks
@@ -12,6 +13,11 @@ from service.recording import gaps, pending_rewards
 from service.session_state import Loaded, Posterior
 from service.tokens import Token
 from service.versions import Progress
+from training.contract.belief import effective_number, entropy
+from training.contract.context import Floats
+
+SHOWN_PARTICLES = 5
+"""Particles of a belief that are told."""
 
 
 def session_view(loaded: Loaded, task_version: int, *, networks: Networks | None = None, closed: bool = False) -> schemas.SessionView:
@@ -49,11 +55,17 @@ def session_view(loaded: Loaded, task_version: int, *, networks: Networks | None
     )
 
 
-def task_view(loaded: Loaded, posterior: Posterior) -> schemas.TaskPosterior:
-    """The task posterior."""
+def task_view(loaded: Loaded, posterior: Posterior, belief: schemas.Belief | None = None) -> schemas.TaskPosterior:
+    """The task posterior and the belief."""
     session = loaded.session
     phase = session.phase if session.episode_open else acting.next_phase(session, loaded.current_version)
-    return schemas.TaskPosterior(posterior.version, posterior.mean.tolist(), posterior.scale.tolist(), session.rows, phase)
+    return schemas.TaskPosterior(posterior.version, posterior.mean.tolist(), posterior.scale.tolist(), session.rows, phase, belief)
+
+
+def belief_view(particles: Floats, weights: Floats) -> schemas.Belief:
+    """Particles [P, E] and their weights [P], which together are 1."""
+    best = [schemas.Particle(particles[i].tolist(), float(weights[i])) for i in np.argsort(-weights, kind="stable")[:SHOWN_PARTICLES]]
+    return schemas.Belief(len(particles), effective_number(weights), entropy(weights), best)
 
 
 def token_view(token: Token, text: str | None = None) -> schemas.TokenView:
@@ -97,8 +109,8 @@ def caught_up(loaded: Loaded, progress: Progress) -> bool:
 
 
 def bundle_view(networks: Networks) -> dict[str, Any]:
-    """The manifest without its golden vectors, with the digest over all files."""
-    manifest = networks.bundle.manifest.model_dump(exclude={"golden"})
+    """The manifest without its golden vectors and particles, with the digest over all files."""
+    manifest = networks.bundle.manifest.model_dump(exclude={"golden", "particles"})
     return {**finite(manifest), "digest": networks.digest}
 
 

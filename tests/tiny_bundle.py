@@ -1,14 +1,16 @@
 """A bundle of small untrained networks, for tests: S=4, A=2, Z=3, E=2, H=5, all different so that a swapped axis shows."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from training.config import CollectConfig, DomainConfig, FinetuningConfig, NetworkConfig, SkillConfig, TrainingConfig
+from training.belief import TrainedBelief
+from training.config import BeliefConfig, CollectConfig, DomainConfig, FinetuningConfig, NetworkConfig, SkillConfig, TrainingConfig
 from training.contract.bundle import Bundle, Manifest, write_bundle
 from training.contract.context import ContextLayout
 from training.contract.envelope import Envelope
-from training.contract.spec import ModelSpec, VectorSpec
+from training.contract.spec import REWARD_DECODER, ModelSpec, VectorSpec
 from training.export import export_bundle
 from training.meta_training import MetaNetworks
 from training.networks.skill_model import SkillModel
@@ -44,6 +46,7 @@ def tiny_config(**finetuning: float) -> TrainingConfig:
             max_context=32,
         ),
         finetuning=FinetuningConfig.model_validate(options),
+        belief=BeliefConfig(particles=7, hidden=(6,)),
     )
 
 
@@ -62,26 +65,36 @@ def make_tiny_bundle(path: Path, *, seed: int = 0, spec: ModelSpec = TINY_SPEC, 
     networks = MetaNetworks.fresh(skills, ContextLayout(spec.observation.dim, Z), config.networks)
     with torch.no_grad():  # an untrained policy is the skill prior; here the task embedding must show in the actions
         networks.policy.net[-1].weight.mul_(100)
-    return export_bundle(path, config=config, networks=networks, coefficient=3e-4, spec=spec, metrics={}, command="tests")
+    return export_bundle(
+        path, config=config, networks=networks, coefficient=3e-4, spec=spec, metrics={}, command="tests", belief=_belief(config, networks)
+    )
+
+
+@torch.no_grad()
+def _belief(config: TrainingConfig, networks: MetaNetworks) -> TrainedBelief:
+    """Particles at random, and a decoder of which some are ruled out soon: its answers are far from even."""
+    belief = TrainedBelief.untrained(config, networks)
+    belief.particles.copy_(torch.randn(belief.particles.shape))
+    belief.decoder.net[-1].weight.mul_(20)
+    return belief
 
 
 def with_finetuning(bundle: Bundle, path: Path, **finetuning: float) -> Bundle:
     """A copy of a bundle at ``path`` with other entries in its fine-tuning configuration."""
-    manifest = bundle.manifest
-    return write_bundle(
-        path,
-        {name: bundle.read(name) for name in manifest.files},
-        name=manifest.name,
-        spec=manifest.spec,
-        golden=manifest.golden,
-        networks=manifest.networks,
-        finetuning={**manifest.finetuning, **finetuning},
-        provenance=manifest.provenance,
-    )
+    return _copied(bundle, path, finetuning={**bundle.manifest.finetuning, **finetuning})
+
+
+def without_belief(bundle: Bundle, path: Path) -> Bundle:
+    """A copy of a bundle at ``path`` that offers no belief."""
+    return _copied(bundle, path, leave_out=REWARD_DECODER, particles=None)
 
 
 def with_envelope(bundle: Bundle, path: Path, envelope: Envelope) -> Bundle:
     """A copy of a bundle at ``path`` that carries a safety envelope."""
+    return _copied(bundle, path, envelope=envelope)
+
+
+def _copied(bundle: Bundle, path: Path, leave_out: str | None = None, **changed: Any) -> Bundle:
     manifest = bundle.manifest
-    fields = {name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files", "envelope")}
-    return write_bundle(path, {name: bundle.read(name) for name in manifest.files}, envelope=envelope, **fields)
+    fields = {name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files")}
+    return write_bundle(path, {name: bundle.read(name) for name in manifest.files if name != leave_out}, **fields | changed)

@@ -135,6 +135,24 @@ class MetaConfig(Frozen):
     checkpoint_epochs: int = Field(default=10, gt=0)
 
 
+class BeliefConfig(Frozen):
+    """The belief with which sessions explore: particles of task embeddings and a reward decoder (`training.belief`)."""
+
+    particles: int = Field(default=0, ge=0, description="embeddings that a session weighs; 0: the bundle offers no belief")
+    episodes: int = Field(default=800, gt=0, description="episodes of the training tasks to learn from")
+    hidden: tuple[int, ...] = (64, 64)
+    updates: int = Field(default=2000, gt=0)
+    batch: int = Field(default=1024, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    rewarded_share: float = Field(
+        default=0.04, gt=0, lt=1, description="rewarded states in a batch: many more than there are, so that the decoder rules out early"
+    )
+    neighbours: int = Field(default=6, ge=0, description="nearest other tasks towards which a task's particles spread")
+    interpolation: float = Field(default=0.6, ge=0, le=1, description="how far on the way to a neighbour, and away from it, particles go")
+    widening: float = Field(default=1.5, gt=0, description="what the posteriors' scales are multiplied by")
+    prior_share: float = Field(default=0.1, ge=0, le=1, description="share of particles from N(0, I), for tasks unlike the training tasks")
+
+
 class FinetuningConfig(Frozen):
     """Learning the target task (SiMPL, section 4.3): offline and in the service's learner."""
 
@@ -160,6 +178,7 @@ class EvaluateConfig(Frozen):
     conditioning_episodes: int = Field(default=20, ge=0)
     exploration: Exploration = Exploration.SWITCHING
     episodes: int = Field(default=60, gt=0)
+    finetuning: bool = Field(default=True, description="whether sessions are fine-tuned after conditioning, or go on with the posterior")
     seeds: int = Field(default=3, gt=0)
     deterministic_every: int = Field(
         default=0, ge=0, description="episodes between evaluations of the mean skill, in an episode that nothing learns from; 0: none"
@@ -177,8 +196,15 @@ class TrainingConfig(Frozen):
     skills: SkillConfig = SkillConfig()
     networks: NetworkConfig = NetworkConfig()
     meta: MetaConfig = MetaConfig()
+    belief: BeliefConfig = BeliefConfig()
     finetuning: FinetuningConfig = FinetuningConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _explores_by_what_there_is(self) -> Self:
+        if self.evaluate.exploration is Exploration.BELIEF and not self.belief.particles:
+            raise ValueError("evaluate.exploration 'belief' needs particles: set belief.particles, e.g. to 256")
+        return self
 
     @property
     def offline_data(self) -> DataConfig:

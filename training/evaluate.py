@@ -11,8 +11,19 @@ import torch
 from numpy.typing import NDArray
 
 from training.config import TrainingConfig
+from training.contract.belief import Belief, Following
 from training.contract.context import ContextLayout, Floats, select_context
-from training.contract.exploration import EpisodePlan, Phase, automatic_phase, drawn_embedding, plan_episode
+from training.contract.errors import ConfigError
+from training.contract.exploration import (
+    EpisodePlan,
+    Exploration,
+    Phase,
+    automatic_phase,
+    drawn_embedding,
+    in_turn,
+    plan_episode,
+    turns,
+)
 from training.contract.spec import ModelSpec
 from training.finetuning import Finetuner
 from training.meta_training import MetaNetworks
@@ -32,6 +43,7 @@ class TargetSession:
     policy: MetaPolicy
     context: list[Floats] = field(default_factory=list)
     rewarded: bool = False
+    following: Following | None = None
     learner: Finetuner | None = None
     returns: list[float] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
@@ -54,7 +66,11 @@ class TargetProtocol:
         spec: ModelSpec,
         simulator: TaskSimulator,
         new_learner: Callable[[Floats, int], Finetuner] | None,
+        belief: Belief | None = None,
     ) -> None:
+        if config.evaluate.exploration is Exploration.BELIEF and belief is None:
+            raise ConfigError("evaluate.exploration is 'belief', and no belief was given: choose another here, e.g. 'switching'")
+        self.belief = belief
         self.config, self.networks, self.spec, self.simulator, self.new_learner = config, networks, spec, simulator, new_learner
         self.layout = ContextLayout(spec.state_dim, spec.skill_dim)
 
@@ -108,17 +124,20 @@ class TargetProtocol:
     def _episode(self, sessions: list[TargetSession], episode: int, rng: np.random.Generator) -> None:
         plans = [self._plan(session, episode) for session in sessions]
         known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
-        exploration, dim = self.config.evaluate.exploration, self.spec.task_embedding_dim
 
-        def embeddings(skill_index: int) -> torch.Tensor:
-            chosen = [
-                drawn_embedding(exploration, session.seed, episode, skill_index, dim) if posterior is None else posterior
-                for session, posterior in zip(sessions, known, strict=True)
-            ]
-            return torch.from_numpy(np.stack(chosen))
+        def embeddings(skill_index: int, states: Floats, active: NDArray[np.intp]) -> torch.Tensor:
+            chosen = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32)
+            for index in active:
+                inferred = known[index]
+                chosen[index] = (
+                    in_turn(inferred, skill_index)
+                    if inferred is not None
+                    else self._explored(sessions[index], states[index], episode, skill_index, plain=plans[index].use_skill_prior)
+                )
+            return torch.from_numpy(chosen)
 
         plain = torch.tensor([plan.use_skill_prior for plan in plans])
-        episodes = self._roll(sessions, Acting(embeddings(0), plain, redraw=embeddings), rng)
+        episodes = self._roll(sessions, Acting(torch.zeros(0), plain, redraw=embeddings), rng)
         for session, result in zip(sessions, episodes, strict=True):
             session.context.append(result.rows)
             session.rewarded |= bool((result.rows[:, self.layout.reward] != 0).any())
@@ -126,9 +145,22 @@ class TargetProtocol:
             session.successes.append(result.success)
             session.steps.append(result.steps)
 
+    def _explored(self, session: TargetSession, state: Floats, episode: int, skill_index: int, *, plain: bool) -> Floats:
+        """The embedding [E] of a session that has no reward yet, for one skill."""
+        exploration, dim = self.config.evaluate.exploration, self.spec.task_embedding_dim
+        if exploration is not Exploration.BELIEF or self.belief is None or plain:
+            return drawn_embedding(exploration, session.seed, episode, skill_index, dim)
+        session.following = self.belief.follow(
+            session.following or self.belief.begin(), state, seed=session.seed, episode=episode, skill_index=skill_index,
+            rewarded=session.rewarded,
+        )  # fmt: skip
+        following: Floats = self.belief.particles[session.following.particle]
+        return following
+
     def _plan(self, session: TargetSession, episode: int) -> EpisodePlan:
         config = self.config.evaluate
         phase = self._phase(session, episode)
+        asks = config.exploration.asks_posterior(phase, rewarded=session.rewarded)
         return plan_episode(
             phase,
             seed=session.seed,
@@ -136,20 +168,30 @@ class TargetProtocol:
             conditioning_episodes=config.conditioning_episodes,
             task_embedding_dim=self.spec.task_embedding_dim,
             exploration=config.exploration,
-            posterior=self._posterior(session) if config.exploration.asks_posterior(phase, rewarded=session.rewarded) else None,
+            posterior=self._posterior(session) if asks else None,
+            candidates=self._candidates(session, episode) if asks and config.exploration is Exploration.BELIEF else None,
         )
+
+    def _candidates(self, session: TargetSession, episode: int) -> Floats | None:
+        """Embeddings [n, E] that take turns once there was a reward."""
+        if self.belief is None:
+            return None
+        spec, (mean, scale) = self.spec, self._posterior(session)
+        rows = np.concatenate(session.context)
+        rewarded = rows[rows[:, self.layout.reward] != 0][:, self.layout.next_state]
+        count = turns(spec.episode_steps, spec.skill_horizon)
+        return self.belief.candidates(mean, scale, rewarded, seed=session.seed, episode=episode, count=count)
 
     def _phase(self, session: TargetSession, episode: int) -> Phase:
         conditioning = self.config.evaluate.conditioning_episodes
         return automatic_phase(episode, conditioning, rewarded=session.rewarded, finetuned=session.learner is not None)
 
     def _known_embedding(self, plan: EpisodePlan, session: TargetSession) -> Floats | None:
-        """The embedding of the whole episode; None where it is drawn anew on the way."""
+        """The embeddings [n, E] that the episode's skills take in turn, mostly one; None where they are drawn on the way."""
         if not plan.inferred:
             return None
-        if plan.task_embedding is not None:
-            return plan.task_embedding
-        return self._adapted_embedding(session)
+        embedding = plan.task_embedding if plan.task_embedding is not None else self._adapted_embedding(session)
+        return np.atleast_2d(embedding)
 
     def _adapted_embedding(self, session: TargetSession) -> Floats:
         return self._posterior(session)[0] if session.learner is None else session.learner.task_embedding.numpy()

@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from training.belief import TrainedBelief
 from training.config import TrainingConfig
 from training.contract.bundle import Bundle, GoldenVectors, write_bundle
 from training.contract.envelope import Envelope
@@ -28,6 +29,7 @@ from training.contract.spec import (
     LEARNER_WEIGHTS,
     META_POLICY,
     MODEL_CARD,
+    REWARD_DECODER,
     SKILL_DECODER,
     TASK_ENCODER,
     ModelSpec,
@@ -59,12 +61,14 @@ def export_bundle(
     metrics: Mapping[str, float],
     command: str,
     envelope: Envelope | None = None,
+    belief: TrainedBelief | None = None,
 ) -> Bundle:
     """Write a bundle. ``coefficient`` is the posterior KL coefficient that meta-training came to; ``envelope`` see `learn_envelope`.
+    Without ``belief`` its sessions cannot explore by one.
 
     Raises BundleError when a graph and its torch module differ by more than `TOLERANCE`; nothing is written then.
     """
-    graphs = export_graphs(networks, spec)
+    graphs = export_graphs(networks, spec, belief)
     learner = LearnerNetworks.pack(networks.policy, networks.critic, networks.target_critic, coefficient)
     dump = config.model_dump(mode="json")
     provenance = {
@@ -87,6 +91,8 @@ def export_bundle(
         networks={key: dump[key] for key in ("features", "skills", "networks")},
         finetuning=dump["finetuning"],
         exploration=dump["evaluate"]["exploration"],
+        conditioning_episodes=config.evaluate.conditioning_episodes,
+        particles=None if belief is None else belief.particles.tolist(),
         provenance=provenance,
         envelope=envelope,
     )
@@ -97,8 +103,8 @@ def config_digest(config: TrainingConfig) -> str:
     return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def export_graphs(networks: MetaNetworks, spec: ModelSpec) -> dict[str, ExportedGraph]:
-    """The three graphs, checked against torch for several batch and context sizes."""
+def export_graphs(networks: MetaNetworks, spec: ModelSpec, belief: TrainedBelief | None = None) -> dict[str, ExportedGraph]:
+    """The three graphs, and the reward decoder where there is a ``belief``, checked against torch for several batch and context sizes."""
     generator = torch.Generator().manual_seed(0)
     low, high = torch.tensor(spec.observation.low), torch.tensor(spec.observation.high)
     finite_low, finite_high = low.clamp_min(-10), high.clamp_max(10)
@@ -131,6 +137,10 @@ def export_graphs(networks: MetaNetworks, spec: ModelSpec) -> dict[str, Exported
         META_POLICY: cases[META_POLICY][1],
         TASK_ENCODER: (context(2, 5), torch.ones(2, 5)),
     }
+    if belief is not None:
+        modules[REWARD_DECODER] = belief.decoder
+        for table in (cases, traced_with, axes):
+            table[REWARD_DECODER] = table[META_POLICY]  # it takes what the meta-policy takes
     return {name: export_graph(name, modules[name], traced_with[name], axes[name], cases[name]) for name in modules}
 
 

@@ -34,13 +34,14 @@ class TaskSimulator(Protocol):
 class Acting:
     """How each episode acts: its task embedding [B, E], and whether by the plain skill prior [B].
 
-    ``redraw``, where given, is asked at every skill choice for the embeddings [B, E] to use from then on, with the skill's number.
+    ``redraw``, where given, is asked at every skill choice for the embeddings [B, E] to use from then on, with the skill's number, all
+    states [B, S] and which episodes still go on [K].
     """
 
     embeddings: Tensor
     plain_prior: Tensor
     deterministic: bool = False
-    redraw: Callable[[int], Tensor] | None = None
+    redraw: Callable[[int, Floats, NDArray[np.intp]], Tensor] | None = None
 
     @classmethod
     def by_policy(cls, embeddings: Tensor, *, deterministic: bool = False) -> "Acting":
@@ -85,7 +86,8 @@ def rollout(
     active = np.arange(count)
     for began in range(0, simulator.episode_steps, horizon):
         before = states[active]
-        skills = _choose_skills(policies, torch.from_numpy(before), acting, active, generator, began // horizon)
+        embeddings = acting.redraw(began // horizon, states, active) if acting.redraw else acting.embeddings
+        skills = _choose_skills(policies, torch.from_numpy(before), embeddings, acting, active, generator)
         rewards, alive, owner = np.zeros(len(active), np.float32), np.arange(len(active)), active
         for _ in range(min(horizon, simulator.episode_steps - began)):
             actions = decoder(torch.from_numpy(states[owner[alive]]), skills[alive]).numpy()
@@ -118,13 +120,13 @@ def rollout(
 def _choose_skills(
     policies: MetaPolicy | Sequence[MetaPolicy],
     states: Tensor,
+    embeddings: Tensor,
     acting: Acting,
     active: NDArray[np.intp],
     generator: torch.Generator,
-    skill_index: int,
 ) -> Tensor:
     index = torch.from_numpy(active)
-    embeddings = (acting.redraw(skill_index) if acting.redraw else acting.embeddings)[index]
+    embeddings = embeddings[index]
     plain = acting.plain_prior[index, None]
     if isinstance(policies, MetaPolicy):
         mean, std, prior_mean, prior_std = policies(states, embeddings)

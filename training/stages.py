@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from training.belief import BeliefTrainer, TrainedBelief
 from training.checkpoint import load_checkpoint
 from training.config import TrainingConfig, incompatible_sections
 from training.contract.context import ContextLayout, Floats
@@ -96,7 +97,8 @@ class Run:
 
     def _made_by(self, stage: str) -> Path | None:
         files = {"evaluate": self.dir / "evaluate.json", "export": self.bundle_dir / MANIFEST}
-        return files.get(stage, None if stage == "collect" else self.dir / f"{stage}.safetensors")
+        nothing = stage == "collect" or (stage == "belief" and not self.config.belief.particles)
+        return files.get(stage, None if nothing else self.dir / f"{stage}.safetensors")
 
     def _marker(self, stage: str) -> Path:
         return self.dir / f"{stage}.done"
@@ -165,6 +167,17 @@ def meta(run: Run) -> None:
     run.say(f"meta: done; see {run.dir}/meta.png and {run.dir}/embeddings.png")
 
 
+def belief(run: Run) -> None:
+    """learn the belief with which sessions explore: particles of task embeddings and a reward decoder"""
+    if not run.config.belief.particles:
+        run.say("belief: none is configured (belief.particles is 0)")
+        return
+    networks, _, _ = _trained(run)
+    learned = BeliefTrainer(run.config, networks, run.domain.training_simulator, run.domain.train_tasks, run.dir).run()
+    learned.save(run.dir / "belief.safetensors")
+    run.say(f"belief: {len(learned.particles)} particles and a reward decoder in {run.dir}/belief.safetensors")
+
+
 def export(run: Run) -> None:
     """write the bundle: ONNX graphs checked against torch, weights, manifest with the safety envelope of the offline data"""
     networks, coefficient, metrics = _trained(run)
@@ -181,6 +194,7 @@ def export(run: Run) -> None:
         metrics=metrics,
         command=run.command,
         envelope=learn_envelope(run.offline_episodes(), spec),
+        belief=_belief(run, networks),
     )
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     run.say(f"export: {run.bundle_dir}, {size / 2**20:.1f} MiB, digest {bundle.manifest.digest[:12]}")
@@ -194,7 +208,11 @@ def evaluate(run: Run) -> None:
     def new_learner(embedding: Floats, seed: int) -> Finetuner:
         return Finetuner(LearnerNetworks.from_meta(networks, config, coefficient), config.finetuning, embedding, seed)
 
-    protocol = TargetProtocol(config, networks, run.domain.spec(), run.domain.simulator, new_learner)
+    learned = _belief(run, networks)
+    protocol = TargetProtocol(
+        config, networks, run.domain.spec(), run.domain.simulator,
+        new_learner if config.evaluate.finetuning else None, learned and learned.belief(),
+    )  # fmt: skip
     sessions = protocol.run(run.domain.test_tasks, range(config.evaluate.seeds), run.dir)
     returns = write_results(sessions, run.dir / "evaluate-episodes.json")
     summary = _summary(returns, config.evaluate.conditioning_episodes)
@@ -213,6 +231,12 @@ def _trained(run: Run) -> tuple[MetaNetworks, float, dict[str, float]]:
     return trainer.networks.to("cpu"), float(trainer.learner.policy_posterior()), {"meta_updates": float(note["updates"])}
 
 
+def _belief(run: Run, networks: MetaNetworks) -> TrainedBelief | None:
+    if not run.config.belief.particles:
+        return None
+    return TrainedBelief.load(run.need("belief"), run.config, networks)
+
+
 def _summary(returns: np.ndarray, conditioning: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     blocks = {"conditioning": slice(0, conditioning), "five_after_conditioning": slice(conditioning, conditioning + 5)}
@@ -226,4 +250,11 @@ def _summary(returns: np.ndarray, conditioning: int) -> dict[str, float]:
     return summary
 
 
-STAGES: dict[str, Callable[[Run], None]] = {"collect": collect, "skills": skills, "meta": meta, "evaluate": evaluate, "export": export}
+STAGES: dict[str, Callable[[Run], None]] = {
+    "collect": collect,
+    "skills": skills,
+    "meta": meta,
+    "belief": belief,
+    "evaluate": evaluate,
+    "export": export,
+}

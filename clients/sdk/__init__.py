@@ -7,11 +7,13 @@ from clients.sdk.edge_session import EdgeSession
 from clients.sdk.errors import ConnectionFailed, EpisodeState, InvalidObservation, ItemsRefused, ServiceError, SkilletError, UnexpectedReply
 from clients.sdk.models import (
     Action,
+    Belief,
     BundleSummary,
     EpisodeStarted,
     FinetuningStatus,
     ItemResult,
     ModelSpec,
+    Particle,
     PolicyEvent,
     PolicyVersions,
     RewardsPosted,
@@ -26,6 +28,7 @@ from clients.sdk.transport import HttpTransport, Reply, Transport
 
 __all__ = [
     "Action",
+    "Belief",
     "BundleSummary",
     "Command",
     "ConnectionFailed",
@@ -42,6 +45,7 @@ __all__ = [
     "ModelSpec",
     "OnnxDecoder",
     "OutageLadder",
+    "Particle",
     "PolicyEvent",
     "PolicyVersions",
     "Reply",

@@ -79,7 +79,7 @@ class SkilletClient:
         bundle: str | None = None,
         *,
         seed: int = 0,
-        conditioning_episodes: int = 20,
+        conditioning_episodes: int | None = None,
         exploration: str | None = None,
         finetuning: bool = True,
         deterministic: bool = False,
@@ -89,20 +89,21 @@ class SkilletClient:
     ) -> Session:
         """Open a session with one of the service's bundles (None: its first). Sent twice, it opens one.
 
-        ``exploration`` is ``prior``, ``switching`` or ``thompson``; None takes the one that the bundle was made for.
+        ``exploration`` is ``prior``, ``switching``, ``thompson`` or, where the bundle offers it, ``belief``. None: as the bundle
+        says, and so with ``conditioning_episodes``.
 
         Raises UnknownBundle, InvalidRequest, ConnectionFailed.
         """
         body: dict[str, object] = {
             "seed": seed,
-            "conditioning_episodes": conditioning_episodes,
             "finetuning": finetuning,
             "deterministic": deterministic,
             "ttl_s": ttl_s,
             "share_skills": share_skills,
             "promotion": promotion,
         }
-        body |= {name: value for name, value in {"bundle": bundle, "exploration": exploration}.items() if value is not None}
+        chosen = {"bundle": bundle, "exploration": exploration, "conditioning_episodes": conditioning_episodes}
+        body |= {name: value for name, value in chosen.items() if value is not None}
         return Session(self, parse(SessionInfo, self.call("POST", "/v1/sessions", body, key=new_key())))
 
     def session(self, session_id: str) -> Session:

@@ -209,14 +209,36 @@ class RewardsPosted:
 
 
 @dataclass(frozen=True, slots=True)
+class Particle:
+    """One task embedding, float32 [E], of a belief over tasks, and its share of the whole weight."""
+
+    task_embedding: Floats
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """A belief over tasks: how many particles it has and how many still count, its entropy in nats, the likeliest ``best`` of them."""
+
+    particles: int
+    effective_particles: float
+    entropy: float
+    best: tuple[Particle, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskPosterior:
-    """The belief about the task: ``mean`` and ``scale`` float32 [E], from ``context_size`` skill transitions."""
+    """What is known of the task: ``mean`` and ``scale`` float32 [E], from ``context_size`` skill transitions.
+
+    ``belief`` is None in sessions that do not explore by one.
+    """
 
     version: int
     mean: Floats
     scale: Floats
     context_size: int
     phase: str
+    belief: Belief | None = None
 
 
 @dataclass(frozen=True, slots=True)

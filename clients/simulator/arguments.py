@@ -76,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--env", required=True, help=f"which robot: {', '.join(DOMAINS)}")
     parser.add_argument("--task", required=True, help="; ".join(f"{name}: {domain.task_format}" for name, domain in DOMAINS.items()))
     parser.add_argument("--episodes", type=_whole_number(1), required=True, metavar="N", help="how many episodes to run")
-    parser.add_argument("--conditioning", type=_whole_number(0), default=20, metavar="K", help="exploring episodes first (default: 20)")
+    parser.add_argument("--conditioning", type=_whole_number(0), metavar="K", help="exploring episodes first (default: as the bundle says)")
     parser.add_argument("--seed", type=_whole_number(0), default=0, metavar="S", help="of the session and of the resets (default: 0)")
     parser.add_argument("--json", type=_writable_file, metavar="OUT.json", help="write every episode's figures here")
     parser.add_argument(

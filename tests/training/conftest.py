@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.training.tiny import LAYOUT, TINY_SPEC, known_skills, world_config
+from training.belief import TrainedBelief
 from training.contract.bundle import Bundle
 from training.export import export_bundle
 from training.meta_training import MetaNetworks
@@ -35,7 +36,16 @@ def meta_networks() -> MetaNetworks:
 
 
 @pytest.fixture(scope="session")
-def exported(meta_networks: MetaNetworks, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def untrained_belief(meta_networks: MetaNetworks) -> TrainedBelief:
+    """Three particles and a decoder as it comes; not to be changed by a test."""
+    torch.manual_seed(4)
+    belief = TrainedBelief.untrained(world_config(belief={"particles": 3, "hidden": (7,)}), meta_networks)
+    belief.particles.copy_(torch.randn(3, belief.particles.shape[1]))
+    return belief
+
+
+@pytest.fixture(scope="session")
+def exported(meta_networks: MetaNetworks, untrained_belief: TrainedBelief, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Those networks as a bundle; not to be changed by a test."""
     return export_bundle(
         tmp_path_factory.mktemp("exported") / "tiny",
@@ -45,4 +55,5 @@ def exported(meta_networks: MetaNetworks, tmp_path_factory: pytest.TempPathFacto
         spec=TINY_SPEC,
         metrics={"meta_updates": 7.0},
         command="python -m training export --config tiny",
+        belief=untrained_belief,
     )

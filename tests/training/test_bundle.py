@@ -7,7 +7,7 @@ import pytest
 from tests.training.tiny import TINY_SPEC
 from training.contract.bundle import MAX_MANIFEST_BYTES, Bundle, GoldenVectors, write_bundle
 from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
-from training.contract.spec import FORMAT_VERSION, MANIFEST, SKILL_DECODER
+from training.contract.spec import FORMAT_VERSION, MANIFEST, REWARD_DECODER, SKILL_DECODER
 
 FILES = {
     "skill_decoder.onnx": b"decoder",
@@ -117,7 +117,7 @@ def test_a_manifest_that_leaves_out_a_needed_file_is_refused(path):
     files = json.loads((path / MANIFEST).read_text())["files"]
     del files["task_encoder.onnx"]
     edit_manifest(path, files=files)
-    with pytest.raises(BundleFileMissing, match=r"does not list task_encoder\.onnx, which a bundle of format 2 needs"):
+    with pytest.raises(BundleFileMissing, match=r"does not list task_encoder\.onnx, which a bundle of format 3 needs"):
         Bundle.load(path)
 
 
@@ -217,3 +217,48 @@ def test_a_directory_that_is_no_bundle_is_not_replaced(tmp_path):
 def test_an_empty_directory_is_filled(tmp_path):
     assert write(tmp_path).path == tmp_path
     assert Bundle.load(tmp_path).manifest.name == "tiny"
+
+
+def believing(path, **changed):
+    files = FILES | {REWARD_DECODER: b"rewards"}
+    fields = {"particles": ((0.5, -1.0), (1.5, 2.0)), "exploration": "belief", "conditioning_episodes": 7} | changed
+    return write_bundle(path, files, name="tiny", spec=TINY_SPEC, golden={}, networks={}, finetuning={}, provenance=PROVENANCE, **fields)
+
+
+def test_a_bundle_with_particles_and_a_reward_decoder_offers_a_belief(tmp_path):
+    bundle, plain = believing(tmp_path / "a"), write(tmp_path / "b")
+    manifest = Bundle.load(bundle.path).manifest
+    assert (manifest.particles, manifest.conditioning_episodes) == (((0.5, -1.0), (1.5, 2.0)), 7)
+    assert set(manifest.explorations) - set(plain.manifest.explorations) == {"belief"}
+    assert believing(tmp_path / "c", particles=((0.5, -1.0), (1.5, 2.1))).manifest.digest != bundle.manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"particles": ((0.5, -1.0, 3.0),)}, "particles must have 2 entries"),
+        ({"particles": None, "exploration": "prior"}, "both particles and reward_decoder.onnx"),
+        ({"particles": ()}, "particles"),
+    ],
+)
+def test_a_belief_that_is_not_whole_is_refused(tmp_path, changed, said):
+    with pytest.raises(ValueError, match=said):
+        believing(tmp_path / "a", **changed)
+
+
+def test_a_bundle_without_a_belief_cannot_explore_by_one(path):
+    edit_manifest(path, exploration="belief")
+    with pytest.raises(BundleCorrupt, match="'belief' needs particles"):
+        Bundle.load(path)
+
+
+def test_a_bundle_of_the_former_format_is_read_and_keeps_its_digest(path):
+    before = Bundle.load(path).manifest
+    content = json.loads((path / MANIFEST).read_text())
+    for name in ("sha256", "particles", "conditioning_episodes"):
+        content.pop(name)
+    content["format_version"] = 2
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    (path / MANIFEST).write_text(json.dumps(content | {"sha256": hashlib.sha256(canonical.encode()).hexdigest()}))
+    manifest = Bundle.load(path).manifest
+    assert (manifest.digest, manifest.particles, manifest.conditioning_episodes) == (before.digest, None, 20)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from tests.training.tiny import LAYOUT, MAX_CONTEXT, TINY_SPEC, E, world_config
 from tests.training.worlds import TwoSidedWorld
 from training import evaluate
+from training.contract.belief import Belief
 from training.contract.context import select_context
 from training.contract.exploration import drawn_embedding
 from training.evaluate import TargetProtocol, write_results
@@ -23,17 +25,47 @@ def acted(monkeypatch):
     rollout = evaluate.rollout
 
     def spy(simulator, tasks, policies, decoder, acting, **options):
-        seen.append((acting.redraw(0), acting.plain_prior.tolist(), policies))
-        return rollout(simulator, tasks, policies, decoder, acting, **options)
+        def redraw(skill_index, states, active):
+            embeddings = acting.redraw(skill_index, states, active)
+            if skill_index == 0:
+                seen.append((embeddings, acting.plain_prior.tolist(), policies))
+            return embeddings
+
+        return rollout(simulator, tasks, policies, decoder, replace(acting, redraw=redraw), **options)
 
     monkeypatch.setattr(evaluate, "rollout", spy)
     return seen
 
 
-def run(exported, networks, run_dir, world=None, finetuning=True, **changed):
-    config = world_config(evaluate={"conditioning_episodes": K, "episodes": EPISODES} | changed)
+def run(exported, networks, run_dir, world=None, finetuning=True, belief=None, **changed):
+    sections = {"belief": {"particles": 2}} if belief else {}
+    config = world_config(evaluate={"conditioning_episodes": K, "episodes": EPISODES} | changed, **sections)
     new_learner = partial(Finetuner.from_bundle, exported) if finetuning else None
-    return TargetProtocol(config, networks, TINY_SPEC, world or TwoSidedWorld(), new_learner).run(TASKS, SEEDS, run_dir)
+    return TargetProtocol(config, networks, TINY_SPEC, world or TwoSidedWorld(), new_learner, belief).run(TASKS, SEEDS, run_dir)
+
+
+PARTICLES = np.array([[3.0, 0.0], [-3.0, 0.0]], np.float32)
+BELIEF = Belief(PARTICLES, lambda states, embeddings: np.where(states[:, 0] * embeddings[:, 0] > 0.1, np.float32(0.9), np.float32(0.01)))
+
+
+def test_by_a_belief_a_session_leaves_the_side_that_it_has_seen_in_vain(exported, meta_networks, tmp_path):
+    options = {"finetuning": False, "belief": BELIEF, "episodes": 1, "exploration": "belief"}
+    sessions = run(exported, meta_networks, tmp_path, TwoSidedWorld(end=50.0), **options)
+    for session in sessions:
+        places = session.context[0][1:, 0]  # where skills were chosen, after the start in the middle
+        seen = [bool((places * side > 0.1).any()) for side in (1, -1)]
+        np.testing.assert_array_equal(session.following.plausibility < 0.5, seen)
+    assert any((session.following.plausibility < 0.5).any() for session in sessions)
+
+
+def test_by_a_belief_the_mean_acts_first_once_there_was_a_reward(exported, meta_networks, tmp_path, acted):
+    sessions = run(exported, meta_networks, tmp_path, finetuning=False, belief=BELIEF, exploration="belief")
+    index, first = next((index, session.successes.index(True)) for index, session in enumerate(sessions) if any(session.successes[: K - 1]))
+    rows = select_context(np.concatenate(sessions[index].context[: first + 1]), LAYOUT, MAX_CONTEXT)
+    with torch.no_grad():
+        mean, _ = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))
+    torch.testing.assert_close(acted[first + 1][0][index], mean[0])
+    assert acted[first][0][index].tolist() in PARTICLES.tolist()
 
 
 def test_a_rewarded_session_learns_from_all_its_episodes_once_it_has_conditioned(exported, meta_networks, tmp_path, acted):

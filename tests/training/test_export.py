@@ -11,7 +11,7 @@ from tests.training.tiny import LAYOUT, MAX_CONTEXT, TINY_SPEC, E, S, Z, tiny_co
 from training import export
 from training.contract.bundle import Bundle
 from training.contract.errors import BundleError
-from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, SKILL_DECODER, TASK_ENCODER
+from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER
 from training.export import TOLERANCE, export_bundle, export_graph, export_graphs
 from training.finetuning import Finetuner
 from training.networks.blocks import StateFeatures
@@ -51,6 +51,13 @@ def test_acting_graphs_answer_as_torch(exported, meta_networks, name, batch):
     assert compare(exported.read(name), name, module_of(meta_networks, name), inputs) <= TOLERANCE
 
 
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_the_reward_decoder_answers_as_torch(exported, untrained_belief, batch):
+    inputs = [3 * torch.randn(batch, DIMS[key]) for key in GRAPH_INPUTS[REWARD_DECODER]]
+    assert compare(exported.read(REWARD_DECODER), REWARD_DECODER, untrained_belief.decoder, inputs) <= TOLERANCE
+    np.testing.assert_array_equal(np.array(exported.manifest.particles, np.float32), untrained_belief.particles.numpy())
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("length", [0, 1, 7, MAX_CONTEXT])
 @pytest.mark.parametrize("masked", [False, True])
@@ -80,7 +87,7 @@ def test_a_product_of_gaussians_exports_too():
 
 
 def test_golden_vectors_reproduce_and_are_not_trivial(exported):
-    assert set(exported.manifest.golden) == {SKILL_DECODER, META_POLICY, TASK_ENCODER}
+    assert set(exported.manifest.golden) == {SKILL_DECODER, META_POLICY, TASK_ENCODER, REWARD_DECODER}
     for name, golden in exported.manifest.golden.items():
         inputs = {key: np.asarray(value, np.float32) for key, value in golden.inputs.items()}
         assert all(value.size for value in inputs.values())
@@ -127,8 +134,8 @@ def test_fine_tuned_weights_over_the_initializers_answer_as_the_learners_torch(e
 @pytest.fixture
 def same_graphs(exported, monkeypatch):
     """The exporter gives the graphs of the untouched networks, whatever has become of the modules."""
-    by_inputs = {inputs: exported.read(name) for name, inputs in GRAPH_INPUTS.items()}
-    monkeypatch.setattr(export, "_to_onnx", lambda module, example, inputs, outputs, axes: by_inputs[inputs])
+    by_outputs = {outputs: exported.read(name) for name, outputs in GRAPH_OUTPUTS.items()}
+    monkeypatch.setattr(export, "_to_onnx", lambda module, example, inputs, outputs, axes: by_outputs[outputs])
 
 
 @pytest.mark.parametrize(
@@ -152,8 +159,8 @@ def test_a_graph_that_differs_from_torch_is_not_written(same_graphs, meta_networ
     assert list(tmp_path.iterdir()) == []
 
 
-def test_undamaged_networks_pass_the_same_comparison(same_graphs, meta_networks):
-    graphs = export_graphs(copy.deepcopy(meta_networks), TINY_SPEC)
+def test_undamaged_networks_pass_the_same_comparison(same_graphs, meta_networks, untrained_belief):
+    graphs = export_graphs(copy.deepcopy(meta_networks), TINY_SPEC, untrained_belief)
     assert {name: graph.largest_difference <= TOLERANCE for name, graph in graphs.items()} == dict.fromkeys(GRAPH_INPUTS, True)
 
 

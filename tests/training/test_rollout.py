@@ -93,12 +93,12 @@ def test_episodes_may_follow_the_plain_skill_prior():
 def test_embeddings_may_be_redrawn_at_every_skill():
     asked = []
 
-    def redraw(skill_index):
-        asked.append(skill_index)
+    def redraw(skill_index, states, active):
+        asked.append((skill_index, states[:, 0].tolist(), active.tolist()))
         return torch.full((2, 2), float(skill_index + 1))
 
     episodes, _ = run(CountingWorld(episode_steps=13), [4, 100], Acting(torch.zeros(2, 2), torch.zeros(2, dtype=torch.bool), redraw=redraw))
-    assert asked == [0, 1, 2]
+    assert asked == [(0, [0, 0], [0, 1]), (1, [4, 5], [1]), (2, [4, 10], [1])]
     assert episodes[1].rows[:, LAYOUT.skill.start].tolist() == [10, 25, 40]
 
 

@@ -20,6 +20,7 @@ TINY = [
     "networks.task_embedding_dim=2", "networks.max_context=20",
     "meta.updates=4", "meta.updates_per_epoch=2", "meta.checkpoint_epochs=1", "meta.batch_per_task=8", "meta.prior_tasks=1",
     "meta.posterior_tasks=2", "meta.posterior_context=8",
+    "evaluate.exploration=belief", "belief.particles=5", "belief.episodes=4", "belief.updates=3", "belief.batch=16", "belief.hidden=[6]",
     "finetuning.batch=8", "finetuning.warm_start_updates=2", "finetuning.updates_per_episode=1",
     "evaluate.conditioning_episodes=1", "evaluate.episodes=3", "evaluate.seeds=1",
 ]  # fmt: skip
@@ -72,6 +73,7 @@ def test_every_stage_leaves_its_checkpoint_log_and_picture(finished):
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
         "config.json", "skills.safetensors", "skills.jsonl", "skills.png", "meta.safetensors", "meta.jsonl", "meta.png", "embeddings.png",
+        "belief.safetensors", "belief.jsonl",
         "evaluate.jsonl", "evaluate.json", "evaluate-episodes.json", "evaluate.png", *(f"{stage}.done" for stage in STAGES),
     }  # fmt: skip
     for picture in finished.run_dir.glob("*.png"):
@@ -133,7 +135,11 @@ def test_a_stage_is_complete_only_for_its_configuration_and_with_what_it_made(fi
     assert all(run.complete(stage) for stage in STAGES)
     assert not any(finished.run("evaluate.episodes=4").complete(stage) for stage in STAGES)
     finished.run()
-    for stage, made in (("export", finished.bundle_dir / "manifest.json"), ("meta", finished.run_dir / "meta.safetensors")):
+    for stage, made in (
+        ("belief", finished.run_dir / "belief.safetensors"),
+        ("export", finished.bundle_dir / "manifest.json"),
+        ("meta", finished.run_dir / "meta.safetensors"),
+    ):
         made.rename(made.with_suffix(".away"))
         assert [name for name in STAGES if not run.complete(name)] == [stage]
         made.with_suffix(".away").rename(made)
@@ -153,6 +159,20 @@ def test_stages_in_the_wrong_order_say_which_comes_first(finished, fresh, capsys
         assert fresh(stage) == 2
         assert "run the stage 'meta' first" in refused(capsys)
     assert not fresh.bundle_dir.exists()
+
+
+def test_the_exported_bundle_offers_the_belief_and_a_configuration_without_one_makes_none(finished, fresh, capsys):
+    manifest = Bundle.load(finished.bundle_dir).manifest
+    assert (len(manifest.particles), manifest.exploration, manifest.conditioning_episodes) == (5, "belief", 1)
+    none = ("belief.particles=0", "evaluate.exploration=switching")
+    assert fresh("belief", *none) == 0
+    assert "none is configured" in refused(capsys)
+    assert fresh.run(*none).complete("belief")
+
+
+def test_exploring_by_a_belief_needs_one(fresh, capsys):
+    assert fresh("belief", "belief.particles=0") == 2
+    assert "evaluate.exploration 'belief' needs particles: set belief.particles" in refused(capsys)
 
 
 def test_a_longer_training_goes_on_from_the_shorter_one(finished, fresh, capsys):
@@ -211,4 +231,4 @@ def test_help_lists_every_stage(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"  {stage} " in text for stage in ("collect", "skills", "meta", "evaluate", "export", "all"))
+    assert all(f"  {stage} " in text for stage in (*STAGES, "all"))

@@ -24,6 +24,7 @@ from training.contract.spec import (
     MANIFEST,
     META_POLICY,
     MODEL_CARD,
+    REWARD_DECODER,
     SKILL_DECODER,
     TASK_ENCODER,
     Frozen,
@@ -73,6 +74,10 @@ class Manifest(Frozen):
     networks: dict[str, Any] = Field(description="sizes from which the learner rebuilds its networks")
     finetuning: dict[str, Any] = Field(description="configuration of fine-tuning, as training.config.FinetuningConfig")
     exploration: Exploration = Field(default=Exploration.SWITCHING, description="how sessions explore unless they say otherwise")
+    conditioning_episodes: int = Field(default=20, ge=0, description="episodes that sessions explore for unless they say otherwise")
+    particles: tuple[tuple[float, ...], ...] | None = Field(
+        default=None, min_length=1, description="task embeddings [P, E] that a belief weighs, with the reward decoder; without it no belief"
+    )
     provenance: Provenance
     envelope: Envelope | None = Field(default=None, description="limits of actions and observations; without it those of the spec hold")
 
@@ -82,10 +87,27 @@ class Manifest(Frozen):
             self.envelope.check(self.spec)
         return self
 
+    @model_validator(mode="after")
+    def _belief_is_whole(self) -> Self:
+        dim = self.spec.task_embedding_dim
+        if any(len(particle) != dim for particle in self.particles or ()):
+            raise ValueError(f"particles must have {dim} entries each, as a task embedding has")
+        if (self.particles is None) != (REWARD_DECODER not in self.files):
+            raise ValueError(f"a belief needs both particles and {REWARD_DECODER}")
+        if self.exploration not in self.explorations:
+            raise ValueError(f"exploration {self.exploration.value!r} needs particles and {REWARD_DECODER}")
+        return self
+
+    @property
+    def explorations(self) -> tuple[Exploration, ...]:
+        """The explorations that sessions can have."""
+        return tuple(each for each in Exploration if each is not Exploration.BELIEF or self.particles is not None)
+
     @property
     def digest(self) -> str:
         """One SHA-256 over all files, the spec, the envelope and what fine-tuning is told: the bundle's version."""
-        parts = {"files", "spec", "networks", "finetuning"} | ({"envelope"} if self.envelope is not None else set())
+        parts = {"files", "spec", "networks", "finetuning"}
+        parts |= {name for name in ("envelope", "particles") if getattr(self, name) is not None}
         return _digest_of(self.model_dump(mode="json", include=parts))
 
     @property

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from training.contract.belief import FOLLOW_SKILLS
 from training.contract.context import Floats
 
 _EMBEDDING_STREAM = 0x7A5C
@@ -36,23 +37,27 @@ class Exploration(StrEnum):
     ``prior``: one for a whole episode, as SiMPL does. ``switching``: a new one every `SWITCH_SKILLS` skills, so that a long episode without
     reward tries several tasks rather than staying at one that is not the right one. ``thompson``: as ``switching`` until the first reward,
     then one for a whole episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019,
-    section 4.2), so that exploring goes on where the task is likely to be.
+    section 4.2), so that exploring goes on where the task is likely to be. ``belief``: until the first reward it follows particles of a
+    belief over tasks, and gives one up for another as soon as what was seen rules it out (`training.contract.belief`); then the posterior's
+    mean, and while no reward comes, draws from the posterior in turn that explain the rewards so far.
     """
 
     PRIOR = "prior"
     SWITCHING = "switching"
     THOMPSON = "thompson"
+    BELIEF = "belief"
 
     def asks_posterior(self, phase: Phase, *, rewarded: bool) -> bool:
         """Whether an episode in ``phase`` explores with an embedding from the session's posterior."""
-        return phase is Phase.EXPLORING and self is Exploration.THOMPSON and rewarded
+        return phase is Phase.EXPLORING and self in (Exploration.THOMPSON, Exploration.BELIEF) and rewarded
 
 
 @dataclass(frozen=True)
 class EpisodePlan:
     """How one episode acts: with drawn embeddings, the first of them [E] (None: the posterior's mean), or with the plain skill prior.
 
-    An embedding that was ``inferred``, from the posterior, stays for the whole episode; others may be redrawn (`drawn_embedding`).
+    An embedding that was ``inferred``, from the posterior, stays for the whole episode, or is one of several [n, E] that take turns
+    (`in_turn`); others may be redrawn (`drawn_embedding`), or follow a belief.
     """
 
     phase: Phase
@@ -77,13 +82,17 @@ def plan_episode(
     task_embedding_dim: int,
     exploration: Exploration = Exploration.SWITCHING,
     posterior: tuple[Floats, Floats] | None = None,
+    candidates: Floats | None = None,
 ) -> EpisodePlan:
     """How episode number ``episode`` acts in ``phase``.
 
-    ``posterior`` is the mean and scale [E] that exploring asks for (`Exploration.asks_posterior`), None where it does not.
+    ``posterior`` is the mean and scale [E] that exploring asks for (`Exploration.asks_posterior`), None where it does not; by
+    belief, ``candidates`` [n, E] from it come instead.
     """
     if phase is not Phase.EXPLORING:
         return EpisodePlan(phase, None, inferred=True)
+    if candidates is not None:
+        return EpisodePlan(phase, candidates, inferred=True)
     if posterior is not None:
         mean, scale = posterior
         noise = drawn_embedding(Exploration.PRIOR, seed, episode, 0, task_embedding_dim)
@@ -99,6 +108,17 @@ def drawn_embedding(exploration: Exploration, seed: int, episode: int, skill_ind
     draw = 0 if exploration is Exploration.PRIOR else skill_index // SWITCH_SKILLS
     generator = np.random.default_rng([_EMBEDDING_STREAM, seed, episode, draw])
     return generator.standard_normal(task_embedding_dim).astype(np.float32)
+
+
+def turns(episode_steps: int, skill_horizon: int) -> int:
+    """How many embeddings take turns in a whole episode."""
+    return max(1, -(-episode_steps // (skill_horizon * FOLLOW_SKILLS)))
+
+
+def in_turn(embeddings: Floats, skill_index: int) -> Floats:
+    """The embedding [E] of those that take turns [n, E] with which skill number ``skill_index`` is chosen."""
+    turn: Floats = embeddings[skill_index // FOLLOW_SKILLS % len(embeddings)]
+    return turn
 
 
 def skill_noise(seed: int, episode: int, step: int, skill_dim: int) -> Floats:

@@ -8,12 +8,17 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION: Final = 2
-"""Version of the bundle directory format. A reader refuses a bundle whose version is newer. 2 added the safety envelope."""
+FORMAT_VERSION: Final = 3
+"""Version of the bundle directory format. A reader refuses a bundle whose version is newer.
+
+2 added the safety envelope; 3 the belief (particles and reward decoder) and the number of conditioning episodes, both optional.
+"""
 
 SKILL_DECODER: Final = "skill_decoder.onnx"
 META_POLICY: Final = "meta_policy.onnx"
 TASK_ENCODER: Final = "task_encoder.onnx"
+REWARD_DECODER: Final = "reward_decoder.onnx"
+"""Only in a bundle that offers a belief."""
 LEARNER_WEIGHTS: Final = "learner.safetensors"
 MODEL_CARD: Final = "README.md"
 MANIFEST: Final = "manifest.json"
@@ -22,11 +27,13 @@ GRAPH_INPUTS: Final[dict[str, tuple[str, ...]]] = {
     SKILL_DECODER: ("state", "skill"),  # [B, S], [B, Z]
     META_POLICY: ("state", "task_embedding"),  # [B, S], [B, E]
     TASK_ENCODER: ("context", "mask"),  # [B, N, D], [B, N] with 1.0 for a real row and 0.0 for padding
+    REWARD_DECODER: ("state", "task_embedding"),  # [B, S], [B, E]
 }
 GRAPH_OUTPUTS: Final[dict[str, tuple[str, ...]]] = {
     SKILL_DECODER: ("action",),  # [B, A], inside the action limits
     META_POLICY: ("skill_mean", "skill_std", "prior_mean", "prior_std"),  # each [B, Z]
     TASK_ENCODER: ("mean", "std"),  # each [B, E]; N = 0 or an all-zero mask gives exactly the task prior N(0, I)
+    REWARD_DECODER: ("probability",),  # [B]
 }
 
 

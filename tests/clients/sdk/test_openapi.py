@@ -20,6 +20,8 @@ PAIRS = {
     "PolicyVersion": models.PolicyVersion,
     "PolicyVersions": models.PolicyVersions,
     "SessionView": models.SessionInfo,
+    "Belief": models.Belief,
+    "Particle": models.Particle,
     "TaskPosterior": models.TaskPosterior,
     "TransitionsPosted": models.TransitionsPosted,
 }

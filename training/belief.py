@@ -1,0 +1,199 @@
+"""Between meta-training and serving: particles of task embeddings, and a reward decoder that weighs them (`training.contract.belief`).
+
+Everything comes from the training tasks, whose rewards are known: their posteriors, and episodes with the rewards that these would have
+earned in each task. The networks of meta-training stay as they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import TrainingConfig
+from training.contract.belief import FOLLOW_SKILLS, Belief
+from training.contract.context import ContextLayout, Floats
+from training.meta_training import MetaNetworks, posterior_means
+from training.networks.reward_decoder import RewardDecoder
+from training.prior_regularised_sac import step
+from training.relabelling import Relabeller
+from training.replay import SkillEpisode, TaskReplay
+from training.rollout import Acting, TaskSimulator, rollout
+from training.run_log import RunLog
+
+CONTEXTS = 8
+"""Contexts from which each training task's posterior is inferred; their spread counts as part of its scale."""
+
+
+@dataclass(frozen=True)
+class TrainedBelief:
+    """Particles, float32 [P, E], and the reward decoder."""
+
+    particles: Tensor
+    decoder: RewardDecoder
+
+    @classmethod
+    def untrained(cls, config: TrainingConfig, networks: MetaNetworks) -> "TrainedBelief":
+        """Of the configured sizes, in the networks' view of a state."""
+        features, dim = networks.skills.features, config.networks.task_embedding_dim
+        return cls(torch.zeros(config.belief.particles, dim), RewardDecoder(features.mean, features.std, dim, config.belief.hidden))
+
+    @classmethod
+    def load(cls, path: Path, config: TrainingConfig, networks: MetaNetworks) -> "TrainedBelief":
+        """From a checkpoint."""
+        belief = cls.untrained(config, networks)
+        tensors, _ = load_checkpoint(path, modules={"decoder": belief.decoder})
+        return cls(tensors["particles"], belief.decoder.eval())
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(path, modules={"decoder": self.decoder}, optimizers={}, tensors={"particles": self.particles}, note={})
+
+    def belief(self) -> Belief:
+        """As sessions use it."""
+
+        @torch.no_grad()
+        def probability(states: Floats, embeddings: Floats) -> Floats:
+            answer: Floats = self.decoder(torch.from_numpy(states), torch.from_numpy(embeddings)).numpy()
+            return answer
+
+        return Belief(self.particles.numpy(), probability)
+
+
+@dataclass
+class Sightings:
+    """Where episodes were rewarded in each of T tasks, and where not.
+
+    ``states`` [n, S]; ``in_vain`` [T, n] whether the state brought no reward in the task, before the task's episode ended; ``rewarded`` for
+    each task the states [m, S] in which a reward came.
+    """
+
+    states: Floats
+    in_vain: NDArray[np.bool_]
+    rewarded: list[Floats]
+
+    @classmethod
+    def of(cls, episodes: Sequence[SkillEpisode], paths: Sequence[Floats], relabeller: Relabeller) -> "Sightings":
+        """What each task would have said of each episode."""
+        layout, tasks = relabeller.layout, len(relabeller.tasks)
+        flags, rewarded = [], [[np.zeros((0, layout.state_dim), np.float32)] for _ in range(tasks)]
+        for episode, path in zip(episodes, paths, strict=True):
+            vain = np.ones((tasks, len(episode.rows)), bool)
+            for task, seen in relabeller.rewarded(episode.rows, path).items():
+                hit = seen.rows[:, layout.reward] != 0
+                vain[task] = False
+                vain[task, : len(hit)] = ~hit
+                rewarded[task].append(seen.rows[hit, layout.next_state])
+            flags.append(vain)
+        states = np.concatenate([episode.rows[:, layout.next_state] for episode in episodes])
+        return cls(states, np.concatenate(flags, 1), [np.concatenate(parts) for parts in rewarded])
+
+
+class BeliefTrainer:
+    """Explores the training tasks, infers their posteriors, lays particles around them, and fits the reward decoder."""
+
+    def __init__(
+        self, config: TrainingConfig, networks: MetaNetworks, simulator: TaskSimulator, tasks: Sequence[Any], run_dir: Path
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.networks, self.simulator, self.tasks, self.run_dir = config, networks, simulator, list(tasks), run_dir
+        self.layout = ContextLayout(len(networks.skills.features.mean), config.skills.skill_dim)
+        self.relabeller = Relabeller(simulator, self.tasks, self.layout, config.skills.horizon)
+        self.rng = np.random.default_rng([config.seed, 0xBE11])
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.replay = TaskReplay(len(self.tasks), config.meta.buffer_per_task, self.layout, config.meta.discount)
+
+    def run(self) -> TrainedBelief:
+        """Half of the episodes by embeddings from the task prior, half by embeddings from the posteriors that these led to."""
+        dim = self.networks.encoder.embedding_dim
+        first = self._explore(lambda count: torch.randn(count, dim, generator=self.generator))
+        mean, scale = self._posteriors()
+
+        def from_posteriors(count: int) -> Tensor:
+            task = torch.randint(len(mean), (count,), generator=self.generator)
+            return mean[task] + scale[task] * torch.randn(count, dim, generator=self.generator)
+
+        second = self._explore(from_posteriors)
+        mean, scale = self._posteriors()
+        sightings = Sightings.of([*first[0], *second[0]], [*first[1], *second[1]], self.relabeller)
+        belief = TrainedBelief.untrained(self.config, self.networks)
+        belief.particles.copy_(self._particles(mean, scale))
+        self._fit(belief.decoder, sightings, mean, scale)
+        belief.decoder.eval()
+        return belief
+
+    def _explore(self, draw: Any) -> tuple[list[SkillEpisode], list[Floats]]:
+        """Episodes of all training tasks in turn that switch embeddings; what they earn in each task goes into its replay."""
+        count = -(-self.config.belief.episodes // 2)
+        tasks = [self.tasks[index % len(self.tasks)] for index in range(count)]
+        embeddings: list[Tensor] = []
+
+        def redraw(skill_index: int, states: Floats, active: NDArray[np.intp]) -> Tensor:
+            while len(embeddings) <= skill_index // FOLLOW_SKILLS:
+                embeddings.append(draw(count))
+            return embeddings[skill_index // FOLLOW_SKILLS]
+
+        acting = Acting(torch.zeros(0), torch.zeros(count, dtype=torch.bool), redraw=redraw)
+        episodes, paths = rollout(
+            self.simulator, tasks, self.networks.policy, self.networks.skills.decoder, acting,
+            horizon=self.config.skills.horizon, layout=self.layout, rng=self.rng, paths=True,
+        )  # fmt: skip
+        for index, (episode, path) in enumerate(zip(episodes, paths, strict=True)):
+            self.replay.add(index % len(self.tasks), episode.rows)
+            for task, seen in self.relabeller.rewarded(episode.rows, path).items():
+                if task != index % len(self.tasks):
+                    self.replay.add(task, seen.rows)
+        return episodes, paths
+
+    def _posteriors(self) -> tuple[Tensor, Tensor]:
+        """Means and scales [T, E] of the training tasks' posteriors, over several contexts each."""
+        everything, count = range(len(self.tasks)), self.config.meta.posterior_context
+        drawn = [posterior_means(self.networks, self.replay, everything, count, self.generator) for _ in range(CONTEXTS)]
+        means, scales = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        return means.mean(0), (scales.square().mean(0) + means.var(0)).sqrt()
+
+    def _particles(self, mean: Tensor, scale: Tensor) -> Tensor:
+        """Particles [P, E] around the posteriors, on the way from each to its neighbours and away from them, some from the task prior."""
+        config, (tasks, dim) = self.config.belief, mean.shape
+        count = config.particles - round(config.prior_share * config.particles)
+        near = torch.cdist(mean, mean).argsort(1)[:, 1 : config.neighbours + 1]  # [T, neighbours]
+        task = torch.randint(tasks, (count,), generator=self.generator)
+        other = near[task, torch.randint(near.shape[1], (count,), generator=self.generator)] if near.shape[1] else task
+        share = config.interpolation * (2 * torch.rand(count, 1, generator=self.generator) - 1)
+        noise = config.widening * scale[task] * torch.randn(count, dim, generator=self.generator)
+        between = mean[task] + share * (mean[other] - mean[task]) + noise
+        return torch.cat([between, torch.randn(config.particles - count, dim, generator=self.generator)])
+
+    def _fit(self, decoder: RewardDecoder, sightings: Sightings, mean: Tensor, scale: Tensor) -> None:
+        config = self.config.belief
+        optimizer = torch.optim.AdamW(decoder.parameters(), config.learning_rate, weight_decay=1e-3)
+        known = np.flatnonzero([len(states) > 0 for states in sightings.rewarded])
+        with RunLog(self.run_dir, "belief", config.updates, "updates") as log:
+            for update in range(config.updates):
+                state, task, label, weight = self._batch(sightings, known)
+                embedding = mean[task] + config.widening * scale[task] * torch.randn(len(task), mean.shape[1], generator=self.generator)
+                losses = functional.binary_cross_entropy_with_logits(decoder.logits(state, embedding), label, reduction="none")
+                loss = (weight * losses).sum() / weight.sum()
+                step(optimizer, loss)
+                if (update + 1) % 100 == 0 or update + 1 == config.updates:
+                    log.report(update + 1, {"loss": float(loss.detach())})
+
+    def _batch(self, sightings: Sightings, known: NDArray[np.intp]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States [B, S], tasks [B], whether rewarded [B], and weights [B]: 0 for what the task does not tell."""
+        config = self.config.belief
+        task = known[self.rng.integers(len(known), size=config.batch)]
+        index = self.rng.integers(len(sightings.states), size=config.batch)
+        state, weight = sightings.states[index], sightings.in_vain[task, index].astype(np.float32)
+        rewarded = round(config.rewarded_share * config.batch)
+        for row in range(rewarded):
+            seen = sightings.rewarded[task[row]]
+            state[row] = seen[self.rng.integers(len(seen))]
+        weight[:rewarded] = 1.0
+        label = np.arange(config.batch) < rewarded
+        return torch.from_numpy(state), torch.from_numpy(task), torch.from_numpy(label.astype(np.float32)), torch.from_numpy(weight)
