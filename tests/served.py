@@ -12,8 +12,7 @@ import gymnasium as gym
 import pytest
 
 from tests.kept_bundle import kept_bundle
-from tests.tiny_bundle import TINY_SPEC
-from training.contract.bundle import write_bundle
+from tests.tiny_bundle import TINY_SPEC, copied
 from training.contract.spec import VectorSpec
 
 START_TIMEOUT_S = 60
@@ -22,11 +21,8 @@ START_TIMEOUT_S = 60
 @pytest.fixture(scope="session")
 def maze_like_bundle(tiny_bundle, tmp_path_factory):
     """The tiny bundle under the maze's Gymnasium id."""
-    manifest = tiny_bundle.manifest
-    files = {name: tiny_bundle.read(name) for name in manifest.files}
-    fields = {name: getattr(manifest, name) for name in ("golden", "networks", "finetuning", "provenance")}
-    spec = manifest.spec.model_copy(update={"env_id": "skillet/PointMaze-v0"})
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "maze-like", files, name="maze-like", spec=spec, **fields)
+    spec = tiny_bundle.manifest.spec.model_copy(update={"env_id": "skillet/PointMaze-v0"})
+    return copied(tiny_bundle, tmp_path_factory.mktemp("bundles") / "maze-like", name="maze-like", spec=spec)
 
 
 @pytest.fixture(scope="session")

@@ -81,20 +81,21 @@ def _belief(config: TrainingConfig, networks: MetaNetworks) -> TrainedBelief:
 
 def with_finetuning(bundle: Bundle, path: Path, **finetuning: float) -> Bundle:
     """A copy of a bundle at ``path`` with other entries in its fine-tuning configuration."""
-    return _copied(bundle, path, finetuning={**bundle.manifest.finetuning, **finetuning})
+    return copied(bundle, path, finetuning={**bundle.manifest.finetuning, **finetuning})
 
 
 def without_belief(bundle: Bundle, path: Path) -> Bundle:
     """A copy of a bundle at ``path`` that offers no belief."""
-    return _copied(bundle, path, leave_out=REWARD_DECODER, particles=None)
+    return copied(bundle, path, leave_out=REWARD_DECODER, particles=None)
 
 
 def with_envelope(bundle: Bundle, path: Path, envelope: Envelope) -> Bundle:
     """A copy of a bundle at ``path`` that carries a safety envelope."""
-    return _copied(bundle, path, envelope=envelope)
+    return copied(bundle, path, envelope=envelope)
 
 
-def _copied(bundle: Bundle, path: Path, leave_out: str | None = None, **changed: Any) -> Bundle:
+def copied(bundle: Bundle, path: Path, leave_out: str | None = None, **changed: Any) -> Bundle:
+    """A copy of a bundle at ``path`` without one file or with other fields of the manifest."""
     manifest = bundle.manifest
     fields = {name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files")}
     return write_bundle(path, {name: bundle.read(name) for name in manifest.files if name != leave_out}, **fields | changed)
