@@ -1,11 +1,13 @@
 """`/v1/stream`: the control loop in frames, beside the same over REST, on a real Redis."""
 
+import asyncio
 import math
-import threading
+from typing import Any
 
 import msgspec
 import pytest
 from starlette.websockets import WebSocketDisconnect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.sync.client import connect as connect_websocket
 
 from service import stream
@@ -261,20 +263,31 @@ def test_a_frame_above_the_limit_closes_the_connection_and_the_service_goes_on(r
 def test_a_client_that_does_not_read_is_held_back_and_then_gets_every_reply_in_order(running, address):
     frame = msgspec.msgpack.encode({"type": "transitions", "body": {"transitions": [transition(0, 0, state(0, 1))] * 400}})
     asked = [{"type": "open"}, {"type": "start"}, {"type": "act", "body": {"episode": 0, "step": 0, "observation": state(0, 0)}}]
-    with connect_websocket(address, compression=None) as client:
-        for first in asked:
-            client.send(msgspec.msgpack.encode(first))
-            assert msgspec.msgpack.decode(client.recv(timeout=10))["status"] < 300
-        sent: list[None] = []
-        sending = threading.Thread(target=lambda: [sent.append(client.send(frame)) for _ in range(500)])  # more than the sockets hold
-        sending.start()
-        before = -1
-        while before < len(sent):
-            before = len(sent)
-            sending.join(0.5)
-        assert len(sent) < 500
-        replies = [msgspec.msgpack.decode(client.recv(timeout=60))["body"] for _ in range(500)]
-        sending.join()
+
+    async def flood() -> list[dict[str, Any]]:
+        sent = 0
+
+        async def send(client: ClientConnection) -> None:
+            nonlocal sent
+            for _ in range(500):  # more than the sockets hold
+                await client.send(frame)
+                sent += 1
+
+        async with connect(address, compression=None) as client:
+            for first in asked:
+                await client.send(msgspec.msgpack.encode(first))
+                assert msgspec.msgpack.decode(await client.recv())["status"] < 300
+            sending = asyncio.create_task(send(client))
+            before = -1
+            while before < sent:
+                before = sent
+                await asyncio.wait([sending], timeout=0.5)
+            assert sent < 500
+            replies = [msgspec.msgpack.decode(await client.recv())["body"] for _ in range(500)]
+            await sending
+        return replies
+
+    replies = asyncio.run(asyncio.wait_for(flood(), 200))
     assert [reply["accepted"] for reply in replies] == [1] + [0] * 499
     assert {reply["duplicates"] for reply in replies[1:]} == {400}
 
