@@ -18,6 +18,7 @@ _OWN_LOSSES_ONLY: Final = {
     "return_bound": False,
     "return_bound_updates": None,
     "relabelled_episodes": 0,
+    "context_pool": 0,
     "demonstrations": 0,
     "learning_rate": 3e-4,
     "polyak": 0.005,
@@ -93,7 +94,7 @@ SIMPL_AIDED: Final = Method(
     domain_changes=_COEFFICIENTS,
 )
 
-_UNAIDED_DATA: Final = {"relabelled_episodes": 0, "demonstrations": 0}
+_UNAIDED_DATA: Final = {"relabelled_episodes": 0, "demonstrations": 0, "context_pool": 0}
 
 SPIRL: Final = Method(
     "spirl",

@@ -9,6 +9,7 @@ import torch
 
 from tests.training.tiny import LAYOUT, TINY_SPEC, A, E, known_skills, world_config
 from tests.training.worlds import TwoSidedWorld
+from training.config import load_config
 from training.contract.errors import ConfigError
 from training.methods.catalogue import METHODS
 from training.methods.meta_stage import starting_point
@@ -215,3 +216,10 @@ def test_baselines_are_not_relabelled(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(Relabeller, "rewarded", lambda *_: pytest.fail("relabelled"))
     for name in ("simpl", "mtrl", "pearl"):
         starting_point(METHODS[name], setting, 0, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["simpl", "simpl-aided", "mtrl", "pearl", "pearl-ft"])
+def test_what_knows_other_tasks_rewards_is_left_out_of_the_baselines(name):
+    meta = METHODS[name].configure(load_config("kitchen")).meta
+    assert load_config("kitchen").meta.context_pool > 0
+    assert (meta.context_pool, meta.relabelled_episodes, meta.demonstrations) == (0, 0, 0)
