@@ -145,9 +145,13 @@ class JobQueue:
         """The job is at work: episodes that complete from now on need a new one."""
         self._claimed(keys=[keys.finetuning], args=[token])
 
-    def begin(self, keys: SessionKeys) -> int:
-        """Count that work on the session begins; with its lease held. Returns how often it has since it last got further or ended."""
-        return int(self.redis.hincrby(keys.finetuning, "attempts", 1))
+    def begin(self, keys: SessionKeys) -> None:
+        """Count that work on the session begins; with its lease held."""
+        self.redis.hincrby(keys.finetuning, "attempts", 1)
+
+    def attempts(self, keys: SessionKeys) -> int:
+        """How often work on the session began since it last got further or ended."""
+        return int(cast(Any, self.redis.hget(keys.finetuning, "attempts")) or 0)
 
     def acquire(self, keys: SessionKeys, learner: str, lease_ms: int) -> Lease:
         """Take or prolong the lease of a session."""

@@ -117,10 +117,10 @@ class SessionLearner:
         self._losses = {name: value if math.isfinite(value) else None for name, value in finetuner.update(count).items()}
         took_s = time.monotonic() - began
         self._update_s = took_s / count
-        self._stores.versions.count(updates=count, update_seconds=took_s)
-        self._report(loaded, state="running", updates=finetuner.updates, losses=msgspec.json.encode(self._losses))
         if time.monotonic() - self._checkpoint_at >= self._settings.checkpoint_interval_s:
             self._save(loaded, finetuner)
+        self._stores.versions.count(updates=count, update_seconds=took_s)
+        self._report(loaded, state="running", updates=finetuner.updates, losses=msgspec.json.encode(self._losses))
 
     def _slice(self) -> int:
         wanted = self._settings.slice_updates

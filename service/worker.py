@@ -47,6 +47,9 @@ class ActiveJob:
     keys: SessionKeys
     learner: SessionLearner
     message_ids: list[str] = field(default_factory=list)
+    deaths: int = 0
+    """Learners that died while they worked on it, one after the other, when this one took it."""
+    begun: bool = False
 
 
 class Worker:
@@ -145,12 +148,14 @@ class Worker:
             return
         if lease is not Lease.TAKEN_AGAIN:
             learner.forget()
-        job = ActiveJob(keys, learner, [claim.message_id])
-        if (attempts := self._jobs.begin(keys)) > MAX_ATTEMPTS:
-            self._fail(job, f"{attempts - 1} learners died one after the other while they worked on it, without getting any further")
+        job = ActiveJob(keys, learner, [claim.message_id], deaths=self._jobs.attempts(keys))
+        if job.deaths >= MAX_ATTEMPTS:
+            self._fail(job, f"{job.deaths} learners died one after the other while they worked on it, without getting any further")
             self._finish(job)
-        else:
-            self._active.append(job)
+            return
+        self._active.append(job)
+        if job.deaths:  # first what learners died of: it gets further, or is soon given up, and the others are not held up for long
+            self._active = deque(sorted(self._active, key=lambda each: -each.deaths))
 
     def _learner(self, session_id: str) -> SessionLearner | None:
         """The session's learner, its networks in memory if it was here before; None when its bundle is not served here."""
@@ -174,6 +179,9 @@ class Worker:
 
     def _slice(self, job: ActiveJob) -> Turn:
         try:
+            if not job.begun:
+                self._jobs.begin(job.keys)
+                job.begun, job.deaths = True, 0
             return job.learner.advance()
         except LeaseLost:
             self._renewed_at = -math.inf  # the next turn finds out whether it only ran out, or another learner has the session

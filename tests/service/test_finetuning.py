@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from service.jobs import MAX_ATTEMPTS
 from service.policies import Networks
 from service.sessions import SessionStore
 from service.settings import Settings
@@ -328,115 +327,6 @@ def test_fine_tuning_that_raises_is_reported_and_tried_again_with_the_next_episo
     work_off(learner)
     status = driver.get("/finetuning")
     assert (status["state"], status["error"], status["episodes_learned"]) == ("idle", None, 2)
-
-
-@pytest.fixture
-def undisturbed(api: TestClient, settings: Settings, tiny_networks: Networks) -> Driver:
-    """What comes out when no learner dies: two episodes before the first update, one after."""
-    driver, learner = ready_to_learn(api), worker(settings, tiny_networks, "undisturbed")
-    work_off(learner)
-    driver.run_episode()
-    work_off(learner)
-    return driver
-
-
-@pytest.mark.parametrize("slices_before_death", [1, 3, 4, 5, 6, 7])
-def test_a_learner_started_again_under_its_name_goes_on_where_it_died(
-    api: TestClient, settings: Settings, tiny_networks: Networks, undisturbed: Driver, slices_before_death: int
-) -> None:
-    driver, doomed = ready_to_learn(api), worker(settings, tiny_networks)
-    for _ in range(slices_before_death):
-        doomed.turn(1)
-    again = worker(settings, tiny_networks)
-    work_off(again)
-    driver.run_episode()
-    work_off(again)
-    assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
-    assert driver.get("/finetuning")["updates"] == undisturbed.get("/finetuning")["updates"] == 16
-    assert api.app.state.parts.store.redis.xlen("skillet:jobs") == 0
-
-
-def test_another_learner_takes_over_when_the_lease_has_run_out(
-    api: TestClient, settings: Settings, tiny_networks: Networks, undisturbed: Driver
-) -> None:
-    driver, doomed = ready_to_learn(api), worker(settings, tiny_networks, "doomed")
-    doomed.turn(1)
-    other = worker(settings, tiny_networks, "other")
-    assert other.turn(1) is False
-    deadline = time.monotonic() + 10
-    while driver.get("/finetuning")["episodes_learned"] < 1 and time.monotonic() < deadline:
-        other.turn(20)
-    assert driver.get("/policy")["current"] == 1
-    doomed.turn(1)  # a learner that only seemed dead must not write any more
-    assert driver.get("/policy")["current"] == 1
-    driver.run_episode()
-    work_off(other)
-    assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
-
-
-def test_a_lease_that_ran_out_in_a_long_pause_is_taken_again(
-    api: TestClient, settings: Settings, tiny_networks: Networks, undisturbed: Driver
-) -> None:
-    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
-    redis, lease = api.app.state.parts.store.redis, f"skillet:{{{driver.session['session_id']}}}:lease"
-    for _ in range(30):  # at whatever point of its work
-        redis.delete(lease)
-        learner.turn(1)
-    work_off(learner)
-    driver.run_episode()
-    work_off(learner)
-    assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
-    assert redis.xlen("skillet:jobs") == 0
-
-
-def test_a_stopped_learner_hands_its_jobs_back_at_once(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
-    driver, stopped = ready_to_learn(api), worker(settings, tiny_networks, "stopped")
-    stopped.turn(1)
-    stopped.hand_back()
-    assert driver.get("/finetuning")["state"] == "queued"
-    work_off(worker(settings, tiny_networks, "next"))
-    status = driver.get("/finetuning")
-    assert (status["updates"], status["policy_version"]) == (12, 1)
-
-
-class Death(BaseException):
-    """Ends a worker of these tests as kill -9 ends a process: it tidies nothing up."""
-
-
-def test_a_job_that_keeps_killing_its_learners_is_given_up(
-    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    driver = ready_to_learn(api)
-
-    def die(finetuner: Finetuner, count: int) -> None:
-        raise Death
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Finetuner, "update", die)
-        for _ in range(MAX_ATTEMPTS):
-            with pytest.raises(Death):
-                worker(settings, tiny_networks).turn(1)
-    work_off(worker(settings, tiny_networks))
-    status = driver.get("/finetuning")
-    assert status["state"] == "failed"
-    assert "died" in status["error"]
-    assert api.app.state.parts.store.redis.xlen("skillet:jobs") == 0
-    driver.run_episode()
-    work_off(worker(settings, tiny_networks))
-    assert driver.get("/finetuning")["state"] == "idle"
-
-
-def test_a_job_that_gets_further_is_not_given_up_however_often_its_learner_dies(
-    api: TestClient, settings: Settings, tiny_networks: Networks, undisturbed: Driver
-) -> None:
-    driver = ready_to_learn(api)
-    often = settings.model_copy(update={"slice_updates": 1, "checkpoint_interval_s": 0.0})
-    for _ in range(2 * MAX_ATTEMPTS):
-        worker(often, tiny_networks).turn(1)
-    work_off(worker(often, tiny_networks))
-    driver.run_episode()
-    work_off(worker(often, tiny_networks))
-    assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
 
 
 def test_a_session_whose_bundle_the_learner_has_not_is_failed_with_the_reason(

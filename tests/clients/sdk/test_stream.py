@@ -98,6 +98,18 @@ def test_refusals_are_the_errors_that_requests_raise(connect, url):
         session.start_episode()
 
 
+def test_a_handshake_that_is_damaged_on_its_way_is_made_again(connect, service):
+    with ChaosProxy(("127.0.0.1", service.pool.port), seed=2) as proxy:
+        client = connect(proxy.url, stream=True, timeout_s=2.0)
+        client.bundles()
+        proxy.weather = Weather(corrupt=0.2)
+        for seed in range(8):
+            with client.open_session(seed=seed) as session:
+                session.start_episode()
+        proxy.clear()
+        assert proxy.tally.corrupted > 3
+
+
 def test_a_service_without_a_stream_is_told_apart(connect):
     info = says(404, {"detail": "Not Found"})
     with http_server(info) as (url, _):
