@@ -9,6 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ import torch
 
 from service.acting import learning_due
 from service.guards import PARITY_STATES, find_fault
+from service.held_back_check import judge, log_chosen, no_worse, numbers, open_policy, told
 from service.policies import Networks, PolicyWeights
 from service.session_state import EpisodeRecord, Loaded
 from service.sessions import SessionStore
@@ -23,6 +25,7 @@ from service.settings import Settings
 from service.versions import Candidate, VersionStore
 from training.contract.context import Floats
 from training.finetuning import Finetuner
+from training.held_back import Estimate
 
 _SHARE_OF_LEASE = 0.25  # a slice must end well before the lease does
 
@@ -110,7 +113,9 @@ class SessionLearner:
 
     def _add_episodes(self, loaded: Loaded, finetuner: Finetuner) -> None:
         for record in self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes):
-            finetuner.add_episode(self._rows(loaded, record.first_row, record.end_row))
+            rows = self._rows(loaded, record.first_row, record.end_row)
+            context = partial(self._rows, loaded, 0, record.first_row)
+            finetuner.add_episode(rows, log_chosen(loaded, record, rows, context, self._networks, self._stores.versions))
 
     def _update(self, loaded: Loaded, finetuner: Finetuner) -> None:
         began, count = time.monotonic(), min(finetuner.updates_due(), self._slice())
@@ -133,14 +138,22 @@ class SessionLearner:
         newest = self._rows(loaded, max(0, loaded.session.rows - PARITY_STATES), loaded.session.rows)
         kl_limit = float(self._networks.bundle.manifest.finetuning["kl_limit"])
         fault = find_fault(finetuner, weights, self._networks, newest[:, self._networks.layout.state], kl_limit)
+        judged = None if fault else self._judge(loaded, finetuner)
+        if judged is not None and judged.worse:
+            fault = f"it is worse than version {loaded.current_version}, which serves, {told(judged)}"
         kl, plural = finetuner.policy_kl(), "" if finetuner.episodes == 1 else "s"
         last: EpisodeRecord = self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes - 1)[0]
         candidate = Candidate(
             weights=None if fault else weights,
-            reason=fault or f"fine-tuned on {finetuner.episodes} episode{plural} with {finetuner.updates} updates",
+            reason=fault or f"fine-tuned on {finetuner.episodes} episode{plural} with {finetuner.updates} updates" + no_worse(judged),
             episode=last.episode,
             episodes_learned=finetuner.episodes,
-            metrics={**self._losses, "policy_kl": kl if math.isfinite(kl) else None, "updates": float(finetuner.updates)},
+            metrics={
+                **self._losses,
+                "policy_kl": kl if math.isfinite(kl) else None,
+                "updates": float(finetuner.updates),
+                **numbers(judged),
+            },
             checkpoint=_packed(finetuner) if _sound(finetuner) else b"",
             needs_approval=loaded.session.promotion == "manual",
         )
@@ -148,6 +161,10 @@ class SessionLearner:
         if version < 0:
             raise LeaseLost(self.session_id)
         self._checkpoint_at = time.monotonic()
+
+    def _judge(self, loaded: Loaded, finetuner: Finetuner) -> Estimate | None:
+        serving = open_policy(loaded, loaded.current_version, self._networks, self._stores.versions)
+        return None if serving is None else judge(finetuner, serving, self._networks)
 
     def _save(self, loaded: Loaded, finetuner: Finetuner) -> None:
         if not _sound(finetuner):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("service", "training", "clients", "benchmarks", "deploy")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 RUNS_CODE_FROM_DATA = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-LEARNER_SIDE = ("service.worker", "service.learning", "service.guards")
+LEARNER_SIDE = ("service.worker", "service.learning", "service.guards", "service.held_back_check")
 """The modules of the service that run in the learner process."""
 UNPICKLES = {("torch", "load"), ("torch", "save"), ("np", "save"), ("numpy", "save")}
 

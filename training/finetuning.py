@@ -18,6 +18,7 @@ from training.config import FeatureConfig, FinetuningConfig, NetworkConfig, Skil
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats
 from training.contract.spec import LEARNER_WEIGHTS
+from training.held_back import HeldBack, HeldEpisode
 from training.networks.blocks import StateFeatures, kl_divergence
 from training.networks.critic import SkillCritic
 from training.networks.meta_policy import MetaPolicy
@@ -122,6 +123,7 @@ class Finetuner:
         self.networks, self.config = networks, config
         self.task_embedding = torch.as_tensor(task_embedding, dtype=torch.float32)
         self.replay = TaskReplay(1, config.buffer, networks.layout, config.discount)
+        self.held_back = HeldBack()
         self.episodes = self.updates = self.owed = 0
         self.critic_optimizer = torch.optim.Adam(networks.critic.parameters(), config.learning_rate)
         self.actor_optimizer = torch.optim.Adam(networks.policy.net.parameters(), config.learning_rate)
@@ -134,9 +136,14 @@ class Finetuner:
         config = FinetuningConfig.model_validate(bundle.manifest.finetuning)
         return cls(LearnerNetworks.from_bundle(bundle), config, task_embedding, seed)
 
-    def add_episode(self, rows: Floats) -> None:
-        """Add one complete episode's skill transitions [n, D]."""
-        self.replay.add(0, rows)
+    def add_episode(self, rows: Floats, log_chosen: Floats | None = None) -> None:
+        """Add one complete episode's skill transitions [n, D].
+
+        ``log_chosen`` [n]: how likely its skills were under the policy that chose them. Some of the episodes that have it are held back, to
+        judge by: `training.held_back`.
+        """
+        for learned in [rows] if log_chosen is None else self.held_back.offer(HeldEpisode(rows, log_chosen)):
+            self.replay.add(0, learned)
         self.episodes += 1
         if self.updates == 0:
             self.owed = self.config.warm_start_updates
@@ -194,7 +201,10 @@ class Finetuner:
             "discounted_return": self.replay.discounted_return[0, :size],
             "episode_return": self.replay.episode_return[0, :size],
         }
+        for index, held in enumerate(self.held_back.episodes):
+            tensors |= {f"held_rows{index}": torch.from_numpy(held.rows), f"held_chosen{index}": torch.from_numpy(held.log_chosen)}
         note: dict[str, Any] = {"episodes": self.episodes, "updates": self.updates, "owed": self.owed, "added": int(self.replay.added[0])}
+        note["offered"] = self.held_back.offered
         save_checkpoint(path, modules={"networks": self.networks}, optimizers=self.optimizers(), tensors=tensors, note=note)
 
     @classmethod
@@ -215,7 +225,14 @@ class Finetuner:
         replay.discounted_return[0, :size] = tensors["discounted_return"]
         replay.episode_return[0, :size] = tensors["episode_return"]
         replay.added[0] = note["added"]
+        self.held_back = _held_back(tensors, note.get("offered", 0))  # a checkpoint of an earlier release has none
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """By name, for gradient steps and checkpoints."""
         return {"critic": self.critic_optimizer, "actor": self.actor_optimizer, "dual": self.dual_optimizer}
+
+
+def _held_back(tensors: Mapping[str, Tensor], offered: int) -> HeldBack:
+    count = sum(name.startswith("held_rows") for name in tensors)
+    episodes = [HeldEpisode(tensors[f"held_rows{i}"].numpy(), tensors[f"held_chosen{i}"].numpy()) for i in range(count)]
+    return HeldBack(episodes, offered)

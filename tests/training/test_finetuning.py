@@ -11,6 +11,7 @@ from tests.training.worlds import TwoSidedWorld
 from training.config import FinetuningConfig
 from training.contract.spec import META_POLICY
 from training.finetuning import Finetuner, LearnerNetworks
+from training.held_back import HELD_EVERY
 from training.networks.blocks import kl_divergence
 from training.rollout import Acting, rollout
 
@@ -25,9 +26,9 @@ def episode(seed, length=4, reward=0.0):
     return rows
 
 
-def fed(learner, seeds):
+def fed(learner, seeds, log_chosen=None):
     for seed in seeds:
-        learner.add_episode(episode(seed, reward=float(seed % 3 == 0)))
+        learner.add_episode(episode(seed, reward=float(seed % 3 == 0)), log_chosen)
     return learner
 
 
@@ -127,6 +128,31 @@ def test_a_loaded_learner_goes_on_bit_for_bit(learner, exported, tmp_path, episo
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
+
+
+def test_held_back_episodes_are_saved_and_loaded_bit_for_bit(learner, exported, tmp_path):
+    fed(learner, range(2))
+    fed(learner, range(2, 2 + 5 * HELD_EVERY), log_chosen=np.random.default_rng(0).standard_normal(4).astype(np.float32))
+    assert len(learner.replay) == 4 * (2 + 5 * (HELD_EVERY - 1))
+    learner.save(tmp_path / "learner.safetensors")
+    loaded = Finetuner.load(exported, tmp_path / "learner.safetensors")
+    for one in (learner, loaded):
+        fed(one, [100, 101, 102], log_chosen=np.full(4, -1.5, np.float32))
+    assert loaded.held_back.offered == learner.held_back.offered == 5 * HELD_EVERY + 3
+    for ours, theirs in zip(learner.held_back.episodes, loaded.held_back.episodes, strict=True):
+        assert np.array_equal(ours.rows, theirs.rows)
+        assert np.array_equal(ours.log_chosen, theirs.log_chosen)
+    assert torch.equal(learner.replay.rows, loaded.replay.rows)
+
+
+def test_a_checkpoint_from_before_episodes_were_held_back_is_read(learner, exported, tmp_path):
+    file = tmp_path / "learner.safetensors"
+    fed(learner, range(2)).save(file)
+    data = file.read_bytes()
+    assert data.count(b', \\"offered\\": 0') == 1
+    file.write_bytes(data.replace(b', \\"offered\\": 0', b" " * len(b', \\"offered\\": 0')))
+    loaded = Finetuner.load(exported, file)
+    assert (loaded.held_back.episodes, loaded.held_back.offered, loaded.episodes) == ([], 0, 2)
 
 
 def test_a_save_before_any_update_keeps_the_warm_start_owed(learner, exported, tmp_path):
@@ -231,5 +257,5 @@ def test_what_is_saved_is_plain(learner, tmp_path):
     header = (tmp_path / "learner.safetensors").read_bytes()
     length = int.from_bytes(header[:8], "little")
     entries = json.loads(header[8 : 8 + length])
-    assert json.loads(entries["__metadata__"]["note"]) == {"episodes": 2, "updates": 0, "owed": 6, "added": 8}
+    assert json.loads(entries["__metadata__"]["note"]) == {"episodes": 2, "updates": 0, "owed": 6, "added": 8, "offered": 0}
     assert entries["tensor/rows"]["shape"] == [8, LAYOUT.width]

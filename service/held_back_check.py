@@ -1,0 +1,119 @@
+"""The last check of a candidate: that it is no worse than the policy that serves, on episodes held back from it. Part of the learner."""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import torch
+
+from service.policies import MetaPolicy, Networks
+from service.session_state import EpisodeRecord, Loaded
+from service.versions import VersionStore
+from training.contract.context import Floats
+from training.contract.exploration import Phase
+from training.finetuning import Finetuner
+from training.held_back import Estimate, Evidence, HeldEpisode, Numbers, estimate_change
+
+_SAMPLES: Final = 8
+_NOISE_SEED: Final = 0
+
+
+def open_policy(loaded: Loaded, version: int, networks: Networks, versions: VersionStore) -> MetaPolicy | None:
+    """A version of the session's policy as the API runs it; None when its weights are no longer kept."""
+    if version == 0:
+        return networks.meta_policy
+    weights = versions.weights(loaded.keys, version)
+    return None if weights is None else networks.with_weights(weights, version)
+
+
+def log_chosen(
+    loaded: Loaded, record: EpisodeRecord, rows: Floats, context: Callable[[], Floats], networks: Networks, versions: VersionStore
+) -> Floats | None:
+    """Log densities [n] of an episode's skills under the policy that chose them, from its rows [n, D]; ``context`` reads all rows before.
+
+    None when that is not known, or nothing was drawn: the episode explored, more than one version acted in it, weights are gone, or the
+    session takes the mean skill.
+    """
+    if record.phase is Phase.EXPLORING or loaded.session.deterministic or len(record.versions_used) != 1:
+        return None
+    policy = open_policy(loaded, record.versions_used[0], networks, versions)
+    if policy is None or (policy.task_embedding is None and record.first_row == 0):
+        return None
+    embedding = networks.infer_task(context())[0] if policy.task_embedding is None else policy.task_embedding
+    return _log_normal(rows[:, networks.layout.skill], *_gaussians(policy, embedding, rows, networks)).astype(np.float32)
+
+
+def judge(finetuner: Finetuner, serving: MetaPolicy, networks: Networks) -> Estimate | None:
+    """The candidate, which is the learner's policy as it stands, against ``serving``; None while too few episodes are held back."""
+    embedding = finetuner.task_embedding.numpy() if serving.task_embedding is None else serving.task_embedding
+    return estimate_change([_evidence(finetuner, held, serving, embedding, networks) for held in finetuner.held_back.episodes])
+
+
+def told(judged: Estimate) -> str:
+    """The estimate in words."""
+    chance = f"as low by chance with probability {judged.chance:.2g}"
+    change = f"an episode's discounted return would change by {judged.change:.3g}, of which a loss of {judged.tolerated:.2g} is tolerated"
+    return f"on {judged.episodes} held-back episodes: {change} ({chance})"
+
+
+def no_worse(judged: Estimate | None) -> str:
+    """What the reason of a version that passed adds."""
+    return "" if judged is None else f"; no worse {told(judged)}"
+
+
+def numbers(judged: Estimate | None) -> dict[str, float | None]:
+    """The estimate as metrics of a version."""
+    if judged is None:
+        return {}
+    change = judged.change if math.isfinite(judged.change) else None
+    return {"held_back_episodes": float(judged.episodes), "held_back_change": change, "held_back_chance": judged.chance}
+
+
+@torch.no_grad()
+def _evidence(finetuner: Finetuner, held: HeldEpisode, serving: MetaPolicy, embedding: Floats, networks: Networks) -> Evidence:
+    layout, trained = networks.layout, finetuner.networks
+    states, skills = torch.from_numpy(held.rows[:, layout.state]), torch.from_numpy(held.rows[:, layout.skill])
+    mean, std, *_ = trained.policy(states, finetuner.task_embedding.expand(len(states), -1))
+    served_mean, served_std = _gaussians(serving, embedding, held.rows, networks)
+    noise = np.random.default_rng(_NOISE_SEED).standard_normal((_SAMPLES, *mean.shape)).astype(np.float32)
+    drawn, served = mean.numpy() + std.numpy() * noise, served_mean + served_std * noise  # [samples, n, Z]
+    return Evidence(
+        returned=_returns(held.rows[:, layout.reward], finetuner.config.discount),
+        log_chosen=held.log_chosen.astype(np.float64),
+        log_candidate=_log_normal(skills.numpy(), mean.numpy(), std.numpy()),
+        log_serving=_log_normal(skills.numpy(), served_mean, served_std),
+        expected=_expected(finetuner, states, skills[None]),
+        expected_candidate=_expected(finetuner, states, torch.from_numpy(drawn)),
+        expected_serving=_expected(finetuner, states, torch.from_numpy(served)),
+    )
+
+
+def _expected(finetuner: Finetuner, states: torch.Tensor, skills: torch.Tensor) -> Numbers:
+    """What each critic, and each one's slower average, expects of skills [samples, n, Z] in states [n, S], on average over the samples.
+
+    [critics, n].
+    """
+    count, trained = len(skills), finetuner.networks
+    inputs = states.repeat(count, 1), skills.flatten(0, 1), finetuner.task_embedding.expand(count * len(states), -1)
+    values = torch.cat([critic(*inputs) for critic in (trained.critic, trained.target_critic)])
+    return np.asarray(values.reshape(len(values), count, -1).mean(1).numpy(), np.float64)
+
+
+def _gaussians(policy: MetaPolicy, embedding: Floats, rows: Floats, networks: Networks) -> tuple[Floats, Floats]:
+    mean, std, *_ = policy.graph.run(rows[:, networks.layout.state], np.repeat(embedding[None], len(rows), 0))
+    return mean, std
+
+
+def _log_normal(values: Floats, mean: Floats, std: Floats) -> Numbers:
+    """Log density of a diagonal Gaussian, [n, Z] each -> [n]."""
+    deviation = (values.astype(np.float64) - mean) / std
+    return np.asarray((-0.5 * deviation**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1), np.float64)
+
+
+def _returns(rewards: Floats, discount: float) -> Numbers:
+    """Discounted sums of what follows, [n]."""
+    returns, following = np.zeros(len(rewards)), 0.0
+    for step in range(len(rewards) - 1, -1, -1):
+        returns[step] = following = float(rewards[step]) + discount * following
+    return returns
