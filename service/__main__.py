@@ -20,10 +20,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service.errors import StartupError
-from service.exposure import check_exposure
+from service.exposure import check_exposure, check_tls
 from service.logs import set_up_logs
 from service.metrics_files import METRICS_DIR
 from service.processes import Supervised, bound, stop_all
+from service.reaper import Reaper
 from service.redis_server import EmbeddedRedis
 from service.settings import Settings
 from service.storage import connect
@@ -62,6 +63,8 @@ def read_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--port", type=int, help="default 8000; 0 takes any free port")
     parser.add_argument("--host", help="default 127.0.0.1: this machine only")
     parser.add_argument("--insecure-no-auth", action="store_const", const=True, help="ask nobody for a token, wherever it listens")
+    parser.add_argument("--tls-cert", type=Path, help="certificate (PEM): listen with TLS; with --tls-key")
+    parser.add_argument("--tls-key", type=Path, help="the certificate's private key (PEM)")
     parser.add_argument("--data-dir", type=Path, help="where the embedded Redis keeps its data; default .skillet")
     parser.add_argument("--workers", type=int, help="API processes that serve; default 1")
     parser.add_argument("--learners", type=int, help="learner processes; default 1")
@@ -75,6 +78,7 @@ def read_settings(arguments: list[str] | None) -> Settings:
 
 
 def _serve(settings: Settings, stack: ExitStack) -> None:
+    check_tls(settings)
     _check_bundles(settings)
     listener = stack.enter_context(_listen(settings))
     redis_url = settings.redis_url or _start_redis(settings, stack)
@@ -85,6 +89,7 @@ def _serve(settings: Settings, stack: ExitStack) -> None:
     for index in range(settings.learners):
         learners.append(_learner(settings, redis_url, index))
         learners[-1].start()
+    stack.enter_context(Reaper(stack.enter_context(connect(redis_url, settings.redis_timeout_s)), settings.reap_interval_s))
     bundles = _start_workers(settings, listener, stack)
     print(_ready_line(settings, listener, bundles, learners), flush=True)
     threading.Event().wait()  # until a signal raises SystemExit
@@ -211,10 +216,11 @@ def _learner(settings: Settings, redis_url: str, index: int) -> Supervised:
 
 def _ready_line(settings: Settings, listener: socket.socket, bundles: dict[str, str], learners: list[Supervised]) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    scheme = "http" if settings.tls_cert is None else "https"
     names = ", ".join(f"{name} ({digest[:12]})" for name, digest in bundles.items())
     redis = _without_password(str(settings.redis_url))
     pids = ", ".join(str(learner.pid) for learner in learners) or "none"
-    return f"Skillet serves {names} at http://{host}:{listener.getsockname()[1]} (/docs) | Redis {redis} | learner {pids}"
+    return f"Skillet serves {names} at {scheme}://{host}:{listener.getsockname()[1]} (/docs) | Redis {redis} | learner {pids}"
 
 
 def _without_password(url: str) -> str:

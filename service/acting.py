@@ -6,10 +6,10 @@ Actions and transitions advance separately: a client may act ahead and post tran
 import numpy as np
 
 from service import schemas
-from service.errors import WrongStep
 from service.observations import outside
 from service.policies import MetaPolicy, Networks
 from service.recording import ended_at, no_open_episode
+from service.session_errors import WrongStep
 from service.session_state import Followed, LastAction, Loaded, OpenSkill, Posterior, Session
 from training.contract.belief import Belief, Following
 from training.contract.context import Floats, pack_rows, unpack_rows, unpack_vector

@@ -24,6 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app, load_bundles
+from service.http_protocol import LimitedHttpProtocol
 from service.logs import set_up_logs
 from service.settings import Settings
 from training.contract.errors import SkilletError
@@ -67,7 +68,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=LimitedHttpProtocol,
                 ws="websockets-sansio",
                 ws_max_size=app.state.max_body_bytes,
                 ws_per_message_deflate=False,
@@ -77,6 +78,8 @@ class _Server(uvicorn.Server):
                 log_level="warning",
                 timeout_graceful_shutdown=math.ceil(settings.drain_s),
                 timeout_keep_alive=_KEEP_ALIVE_S,
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
             )
         )
         self._app, self._hand_over = app, hand_over

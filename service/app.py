@@ -25,12 +25,14 @@ from service.idempotency import CreatedSessions
 from service.inference_protocol import inference
 from service.jobs import JobQueue
 from service.learner_metrics import LearnerMetrics
+from service.limits import SessionCap
 from service.metrics import Metrics
 from service.openpi import openpi
 from service.operation_routes import bundles as bundle_routes
 from service.operation_routes import operation
 from service.parts import Parts
 from service.policies import Networks
+from service.reaper import ReaperMetrics
 from service.session_routes import sessions
 from service.sessions import SessionStore
 from service.settings import Settings
@@ -126,12 +128,24 @@ def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) 
     redis = connect(redis_url, settings.redis_timeout_s)
     store, versions, jobs, metrics = SessionStore(redis), VersionStore(redis), JobQueue(redis), Metrics()
     adaptation = Adaptation(store, versions, jobs, settings.inference_interval_s, metrics.rollbacks.inc)
-    metrics.add(LearnerMetrics(versions, jobs))
+    metrics.add(LearnerMetrics(versions, jobs), ReaperMetrics(redis))
     loop = StepLoop(settings, store=store, versions=versions, bundles=bundles, adaptation=adaptation, metrics=metrics)
     tokens = TokenStore(redis)
     known = KnownTokens(tokens)
     doors = Doors(settings, known)
     parts = Parts(
-        settings, bundles, store, versions, CreatedSessions(redis), adaptation, loop, Deadlines(), metrics, Waiting(), tokens, doors
+        settings,
+        bundles,
+        store,
+        versions,
+        CreatedSessions(redis),
+        adaptation,
+        loop,
+        Deadlines(),
+        metrics,
+        Waiting(),
+        tokens,
+        doors,
+        SessionCap(settings, store),
     )
     return parts, TokenWatch(known)

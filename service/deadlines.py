@@ -14,8 +14,9 @@ from typing import Final
 
 from fastapi import Request
 
-from service.errors import DeadlinePassed, InvalidRequest
+from service.errors import InvalidRequest
 from service.framing import header
+from service.session_errors import DeadlinePassed
 
 _WINDOW_MS: Final = 30_000.0  # clocks drift apart by some milliseconds a minute: what was quickest is forgotten after two windows
 _REMEMBERED: Final = 4096

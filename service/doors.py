@@ -13,6 +13,7 @@ Tokens come as ``Authorization: Bearer TOKEN``; ``Api-Key TOKEN`` is taken too, 
 
 import ipaddress
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Forbidden, InternalError, MethodNotAllowed, NotFound, ServiceError, Unauthorized
+from service.framing import header
+from service.limits import RequestRates
 from service.roles import Access, Role, Rule, Rules
 from service.sessions import owner_of, unknown_session
 from service.settings import Settings
@@ -32,6 +35,7 @@ from service.tokens import NOBODY, KnownTokens
 _log = logging.getLogger(__name__)
 _CALLER: Final = "skillet.caller"
 _SCHEMES: Final = ("bearer ", "api-key ")
+_ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:]+\]|[^:/\[\]]+)(?::\d+)?")
 
 
 @dataclass(frozen=True)
@@ -65,19 +69,21 @@ class Doors:
         self._open = settings.insecure_no_auth
         self._always = not is_loopback(settings.host)
         self._tokens, self._rules = tokens, rules or Rules()
+        self._rates = RequestRates(settings)
         self._callers: dict[str, Caller] = {}  # by token id: made once, since this is on the way of every control step
 
     def enter(self, scope: Scope) -> Caller:
         """Who makes this request or opens this websocket, which they may.
 
-        Raises Unauthorized, Forbidden, UnknownSession (also for a session that is another's), NotFound or MethodNotAllowed;
-        redis.RedisError when the tokens are not known and Redis cannot tell.
+        Raises Unauthorized, TooManyRequests, Forbidden, UnknownSession (also for a session that is another's), NotFound or
+        MethodNotAllowed; redis.RedisError when the tokens are not known and Redis cannot tell.
         """
         method, path = scope.get("method", "WS"), scope["path"]
         found = self._rules.find(method, path)
         if found is not None and found[0].stranger is Access.YES:
             return STRANGER
         caller = self._identify(scope)
+        self._count(caller)
         if found is None:
             raise self._nothing_there(method, path)
         _permit(caller, *found)
@@ -87,12 +93,20 @@ class Doors:
         """Whether ``caller``, who entered earlier, may make this call now. Raises as `enter`."""
         if caller.token_id is not None:
             self._tokens.check(caller.token_id)
+        self._count(caller)
         if (found := self._rules.find(method, path)) is None:
             raise self._nothing_there(method, path)
         _permit(caller, *found)
 
+    def _count(self, caller: Caller) -> None:
+        """Strangers are not counted: they could use up what is there for others."""
+        self._rates.take(None if caller.token_id is None else caller.owner)
+
     def _identify(self, scope: Scope) -> Caller:
-        if self._open or not (self._always or self._tokens.any):
+        if self._open:
+            return ANYBODY
+        if not (self._always or self._tokens.any):
+            _check_origin(scope)
             return ANYBODY
         token = self._tokens.find(_credentials(scope))
         caller = self._callers.get(token.token_id)
@@ -151,6 +165,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _check_origin(scope: Scope) -> None:
+    """Where no token is asked for: any page in a browser here can send to this machine, and the browser says which page it is."""
+    origin = header(scope, b"origin")
+    if origin is not None and not ((found := _ORIGIN.fullmatch(origin.decode("latin-1"))) and is_loopback(found[1].strip("[]"))):
+        raise Forbidden(
+            "a web page of another site may not use this service",
+            expected="no Origin, or one of this machine",
+            received=origin[:100].decode("latin-1"),
+            action="Make a token (python -m service tokens create), and let the page send it.",
+        )
 
 
 def _permit(caller: Caller, rule: Rule, session_id: str) -> None:

@@ -11,6 +11,8 @@ SkilletError
     ├── Unauthorized             401  no token, or one that is not valid
     ├── Forbidden                403  the token's role may not do this
     ├── BodyTooLarge             413
+    ├── HeadTimeout              408  a request's head took too long
+    ├── HeadersTooLarge          431
     ├── TooMany                  429  with Retry-After
     │   ├── TooManyRequests      429
     │   └── TooManySessions      429
@@ -20,7 +22,7 @@ SkilletError
     │   ├── UnknownVersion       404
     │   └── UnknownToken         404
     ├── MethodNotAllowed         405
-    ├── Gone
+    ├── Gone                          these and the conflicts: `service.session_errors`
     │   ├── SessionClosed        410
     │   └── SessionExpired       410
     ├── Conflict
@@ -65,12 +67,18 @@ class ServiceError(SkilletError):
         self.action = action
 
     @property
+    def retry_after_s(self) -> int | None:
+        """After how many seconds it is worth asking again, where that is known."""
+        return None
+
+    @property
     def headers(self) -> dict[str, str]:
         """What the reply carries beside the problem document."""
-        return {}
+        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
     def problem(self, request_id: str) -> dict[str, Any]:
         """The problem document (RFC 9457)."""
+        retry = {} if self.retry_after_s is None else {"retry_after_s": self.retry_after_s}
         return {
             "type": f"urn:skillet:problem:{self.code}",
             "title": self.title,
@@ -81,6 +89,7 @@ class ServiceError(SkilletError):
             "received": self.received,
             "action": self.action,
             "request_id": request_id,
+            **retry,
         }
 
 
@@ -182,8 +191,20 @@ class MethodNotAllowed(ServiceError):
         return {"allow": ", ".join(self.expected or ())}
 
 
+class HeadersTooLarge(ServiceError):
+    """The request has more bytes beside its body than the service reads."""
+
+    status, code, title = 431, "headers_too_large", "Request header fields too large"
+
+
+class HeadTimeout(ServiceError):
+    """The request's head took too long to come."""
+
+    status, code, title = 408, "head_timeout", "Head timeout"
+
+
 class TooMany(ServiceError):
-    """More than the service takes from one caller, or in all; ``retry_after_s`` says when it is worth asking again."""
+    """More than the service takes from one caller, or in all."""
 
     status = 429
 
@@ -192,9 +213,9 @@ class TooMany(ServiceError):
         self._retry_after_s = retry_after_s
 
     @property
-    def headers(self) -> dict[str, str]:
+    def retry_after_s(self) -> int:
         """Whole seconds, at least one."""
-        return {"retry-after": str(max(1, math.ceil(self._retry_after_s)))}
+        return max(1, math.ceil(self._retry_after_s))
 
 
 class TooManyRequests(TooMany):
@@ -209,82 +230,15 @@ class TooManySessions(TooMany):
     code, title = "too_many_sessions", "Too many sessions"
 
 
-class Gone(ServiceError):
-    """The session was there."""
-
-    status = 410
-
-
-class SessionClosed(Gone):
-    """The session was closed by a client."""
-
-    code, title = "session_closed", "Session closed"
-
-
-class SessionExpired(Gone):
-    """The session outlived its time to live without a request."""
-
-    code, title = "session_expired", "Session expired"
-
-
-class Conflict(ServiceError):
-    """The request does not fit where the session stands."""
-
-    status = 409
-
-
-class NoOpenEpisode(Conflict):
-    """The session has no open episode."""
-
-    code, title = "no_open_episode", "No open episode"
-
-
-class WrongEpisode(Conflict):
-    """The request names another episode than the session's."""
-
-    code, title = "wrong_episode", "Wrong episode"
-
-
-class WrongStep(Conflict):
-    """An action was asked for out of turn."""
-
-    code, title = "wrong_step", "Wrong step"
-
-
-class StepNotActed(Conflict):
-    """The outcome of a step came in that the service never gave an action for."""
-
-    code, title = "step_not_acted", "Step not acted"
-
-
-class TransitionOutOfOrder(Conflict):
-    """A transition skips an earlier step that has none yet."""
-
-    code, title = "transition_out_of_order", "Transition out of order"
-
-
-class DuplicateTransition(Conflict):
-    """Every transition of the request is already stored."""
-
-    code, title = "duplicate_transition", "Duplicate transition"
-
-
-class DeadlinePassed(Conflict):
-    """The client's deadline for the answer has passed."""
-
-    code, title = "deadline_passed", "Deadline passed"
-
-
-class ConcurrentUpdate(Conflict):
-    """Other requests kept changing the session."""
-
-    code, title = "concurrent_update", "Concurrent update"
-
-
 class Unavailable(ServiceError):
     """The same request may succeed in a moment."""
 
     status, code, title = 503, "unavailable", "Unavailable"
+
+    @property
+    def retry_after_s(self) -> int:
+        """The least that the header can say; whoever has a robot to drive may come sooner."""
+        return 1
 
 
 class StorageUnavailable(Unavailable):

@@ -1,6 +1,7 @@
 """Whether a service may listen where it is told to: beyond this machine only with tokens, or when somebody says that it shall be open."""
 
 import logging
+import ssl
 
 from redis import Redis
 
@@ -10,6 +11,21 @@ from service.settings import Settings
 from service.tokens import TokenStore
 
 _log = logging.getLogger(__name__)
+
+
+def check_tls(settings: Settings) -> None:
+    """Raise StartupError for a certificate or key that cannot be used."""
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is None and key is None:
+        return
+    if cert is None or key is None:
+        raise StartupError(f"TLS needs both a certificate and its key, got only {cert or key}: pass --tls-cert and --tls-key")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: b"")  # never ask at the terminal
+    except (OSError, ValueError) as error:
+        raise StartupError(
+            f"cannot use the certificate {cert} with the key {key}: {error}; expected PEM files, the key without a password"
+        ) from error
 
 
 def check_exposure(settings: Settings, redis: "Redis") -> None:

@@ -19,7 +19,6 @@ _log = logging.getLogger(__name__)
 _LOG_S: Final = 5.0
 _ALWAYS_OPEN: Final = frozenset({"/livez", "/metrics"})
 _READY: Final = "/readyz"
-RETRY_AFTER_S: Final = 1
 
 
 class Waiting:
@@ -77,7 +76,7 @@ class Gate:
         headers = [
             (b"content-type", b"application/problem+json"),
             (b"content-length", str(len(body)).encode()),
-            (b"retry-after", str(RETRY_AFTER_S).encode()),
+            (b"retry-after", str(error.retry_after_s).encode()),
         ]
         if isinstance(error, ShuttingDown):
             headers.append((b"connection", b"close"))

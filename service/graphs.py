@@ -7,21 +7,40 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 
 from training.contract.context import Floats
-from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS
+from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, ModelSpec, graph_shapes
 
 Weights = dict[str, Floats]
 _LOG_ERRORS_ONLY: Final = 3
 _FLOAT: Final = 1  # onnx.TensorProto.FLOAT
 
 
+def check_graph(file: str, data: bytes, spec: ModelSpec) -> None:
+    """Raise ValueError for a graph with other inputs and outputs than the spec says, or with data outside of its file."""
+    if b"location" in data:  # the key under which a tensor names the file that holds its data; it would be read from anywhere
+        raise ValueError("it names external data; a bundle's graphs hold all of theirs")
+    session = _open(data)
+    for found, wanted in zip((session.get_inputs(), session.get_outputs()), graph_shapes(file, spec), strict=True):
+        got = {each.name: (each.type, each.shape) for each in found}
+        if got.keys() != wanted.keys() or not all(_fits(*got[name], shape) for name, shape in wanted.items()):
+            raise ValueError(f"expected float tensors {wanted}, got {got}")
+
+
+def _fits(kind: str, found: Sequence[Any], wanted: Sequence[int | None]) -> bool:
+    return kind == "tensor(float)" and len(found) == len(wanted) and all(w in (None, f) for f, w in zip(found, wanted, strict=True))
+
+
+def _open(data: bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
 class Graph:
     """One ONNX graph, and the values that replace some of its initializers (none: its own)."""
 
     def __init__(self, file: str, data: bytes) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_ERRORS_ONLY
-        self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self._session = _open(data)
         self._inputs, self._outputs = GRAPH_INPUTS[file], GRAPH_OUTPUTS[file]
         self._weights: Weights = {}
         self._single: _Single | None = None

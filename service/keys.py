@@ -20,7 +20,8 @@
 | ``skillet:tokens:version``  | string | changes with every change of a token                                         | API, CLI     |
 | ``skillet:jobs``            | stream | sessions with episodes to learn from; consumer group ``learners``            | API          |
 | ``skillet:creation:{HASH}`` | string | which session an ``Idempotency-Key`` created; for a day                       | API          |
-| ``skillet:counters``        | hash   | totals of what learners did, for /metrics                                    | learner      |
+| ``skillet:counters``        | hash   | totals of what learners and the reaper did, for /metrics                     | both         |
+| ``skillet:reaper``          | string | there while expired sessions have been looked for lately                     | service      |
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ SESSIONS: Final = "skillet:sessions"
 JOBS: Final = "skillet:jobs"
 LEARNERS: Final = "learners"
 COUNTERS: Final = "skillet:counters"
+REAPER: Final = "skillet:reaper"
 TOKENS: Final = "skillet:tokens"
 TOKENS_VERSION: Final = "skillet:tokens:version"
 

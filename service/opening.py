@@ -17,23 +17,25 @@ from training.contract.exploration import Exploration
 def create(parts: Parts, wanted: schemas.OpenSession, key: str | None, caller: Caller) -> Loaded:
     """Open a session of the caller's; asked again with the same ``key``, the same one again.
 
-    Raises UnknownBundle, IdempotencyKeyReused, InvalidRequest.
+    Raises UnknownBundle, IdempotencyKeyReused, InvalidRequest, TooManySessions.
     """
     session = _new_session(wanted, find_bundle(parts, wanted.bundle or next(iter(parts.bundles))), caller.owner)
     if key is None:
+        parts.session_cap.admit(caller.owner, has_token=caller.token_id is not None)
         loaded = parts.store.create(session)
     else:
         session.session_id = parts.created.claim(key, encode(wanted), session.session_id)
-        loaded = _create_once(parts, session)
+        loaded = _create_once(parts, session, caller)
     parts.metrics.sessions.inc()
     return loaded
 
 
-def _create_once(parts: Parts, session: Session) -> Loaded:
+def _create_once(parts: Parts, session: Session, caller: Caller) -> Loaded:
     """The session of this id, made if it is not there: it may be, or its creator may have died before it made it."""
     try:
         return parts.store.load(session.session_id)
     except UnknownSession:
+        parts.session_cap.admit(caller.owner, has_token=caller.token_id is not None)
         parts.store.create(session)
         return parts.store.load(session.session_id)
 

@@ -19,12 +19,13 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from service import numpy_frames, schemas
 from service.doors import caller_of
-from service.errors import Gone, InvalidObservation, ServiceError, Unauthorized
+from service.errors import InvalidObservation, ServiceError, Unauthorized
 from service.faults import Outages, as_problem
 from service.observations import check_observation
 from service.opening import create
 from service.parts import Parts
 from service.policies import Networks
+from service.session_errors import Gone
 from service.session_state import Loaded
 from service.stream import REFUSED, UNSUPPORTED_DATA, same_origin
 from service.views import finite

@@ -10,6 +10,7 @@ from service.doors import Doors
 from service.errors import UnknownBundle
 from service.gate import Waiting
 from service.idempotency import CreatedSessions
+from service.limits import SessionCap
 from service.metrics import Metrics
 from service.policies import Networks
 from service.sessions import SessionStore
@@ -35,6 +36,7 @@ class Parts:
     waiting: Waiting
     tokens: TokenStore
     doors: Doors
+    session_cap: SessionCap
 
 
 def parts_of(request: Request) -> Parts:

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 
 from service.errors import PolicyOutputInvalid
-from service.graphs import Graph, TunableGraph, Weights
+from service.graphs import Graph, TunableGraph, Weights, check_graph
 from training.contract.belief import Belief
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats, pack_rows, select_context, unpack_rows
@@ -158,7 +158,9 @@ class PolicyCache:
 
 def _load_graph(bundle: Bundle, file: str) -> Graph:
     try:
-        graph = Graph(file, bundle.read(file))
+        data = bundle.read(file)
+        check_graph(file, data, bundle.manifest.spec)
+        graph = Graph(file, data)
         golden = bundle.manifest.golden[file]
         found = graph.run(*(_array(golden.inputs[name]) for name in GRAPH_INPUTS[file]))
         wanted = [_array(golden.outputs[name]) for name in GRAPH_OUTPUTS[file]]

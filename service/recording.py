@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from service import schemas
-from service.errors import Conflict, DuplicateTransition, NoOpenEpisode, StepNotActed, TransitionOutOfOrder, WrongEpisode
 from service.folding import add_late_reward, end_as_truncated, fold_next, settle
 from service.observations import check_observation
 from service.policies import Networks
 from service.schemas import ItemResult, ItemStatus
+from service.session_errors import Conflict, DuplicateTransition, NoOpenEpisode, StepNotActed, TransitionOutOfOrder, WrongEpisode
 from service.session_log import Reported, Rewarded
 from service.session_state import Changes, Outcome, Session
 from training.contract.context import ContextLayout, pack_rows

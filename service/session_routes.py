@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service import schemas, views
 from service.doors import caller_of
-from service.errors import ConcurrentUpdate
 from service.idempotency import key_of
 from service.openapi import documented
 from service.opening import create
 from service.parts import Parts, parts_of
+from service.session_errors import ConcurrentUpdate
 from service.session_state import Changes, Loaded
 from service.step_loop import MAX_ATTEMPTS
 from service.wire import read, reply

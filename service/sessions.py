@@ -13,9 +13,10 @@ import msgspec
 import numpy as np
 from redis import Redis
 
-from service.errors import InvalidRequest, SessionClosed, SessionExpired, UnknownSession
+from service.errors import InvalidRequest, UnknownSession
 from service.keys import KNOWN_EXTRA_MS, SESSIONS, SessionKeys, owned
 from service.redis_script import RedisScript
+from service.session_errors import SessionClosed, SessionExpired
 from service.session_log import KEPT_SAVES, pack
 from service.session_state import Changes, EpisodeRecord, Loaded, Posterior, Session, task_prior
 from training.contract.context import Floats, pack_rows, unpack_rows
@@ -175,6 +176,14 @@ class SessionStore:
             pipe.execute()
         return loaded
 
+    def count(self, owner: str) -> tuple[int, int]:
+        """How many sessions are listed in all, and of one owner; expired ones that were not reaped yet included."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(SESSIONS)
+            pipe.zcard(owned(owner))
+            in_all, own = cast(tuple[int, int], tuple(pipe.execute()))
+        return in_all, own
+
     def page(self, limit: int, cursor: str | None, owner: str | None = None) -> tuple[list[Loaded], str | None]:
         """Up to ``limit`` sessions (of one owner), newest first, from after ``cursor``; and the next cursor. Some round trips."""
         if cursor is not None and not _ID.fullmatch(cursor):
@@ -186,10 +195,7 @@ class SessionStore:
             ids = [value.decode() for value in cast(list[bytes], self.redis.zrevrangebylex(index, upper, "-", start=0, num=limit))]
             if not ids:
                 return found, None
-            live = self._load_many(ids)
-            if gone := [session_id for session_id, loaded in zip(ids, live, strict=True) if loaded is None]:
-                self.redis.zrem(index, *gone)
-            for session_id, loaded in zip(ids, live, strict=True):
+            for session_id, loaded in zip(ids, self._load_many(ids), strict=True):  # expired ones are left to the reaper
                 upper = f"({session_id}"
                 if loaded is not None:
                     found.append(loaded)

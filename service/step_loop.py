@@ -15,10 +15,11 @@ import numpy as np
 from service import acting, recording, schemas
 from service.adaptation import Adaptation
 from service.deadlines import Deadline
-from service.errors import ConcurrentUpdate, ServiceError, UnknownBundle, UnknownVersion
+from service.errors import ServiceError, UnknownBundle, UnknownVersion
 from service.metrics import Metrics
 from service.observations import check_observation
 from service.policies import MetaPolicy, Networks, PolicyCache
+from service.session_errors import ConcurrentUpdate
 from service.session_log import Acted, Began
 from service.session_state import Changes, Loaded, Session, StartedEpisode, task_prior
 from service.sessions import SessionStore

@@ -10,18 +10,18 @@ import logging
 import secrets
 import time
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from service import frames, views
 from service.deadlines import Deadline
 from service.doors import caller_of
-from service.errors import Gone, InvalidRequest, ServiceError, Unauthorized
+from service.errors import InvalidRequest, ServiceError, Unauthorized
 from service.faults import Outages, as_problem
 from service.idempotency import check_key
 from service.opening import create
 from service.parts import Parts
+from service.session_errors import Gone
 from service.session_state import Loaded
 
 UNSUPPORTED_DATA: Final = 1003
@@ -66,7 +66,7 @@ async def stream(websocket: WebSocket) -> None:
 def same_origin(websocket: WebSocket) -> bool:
     """Whether no page of another site asks: browsers let any page open a websocket to any address, and say which page it is."""
     origin = websocket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == websocket.headers.get("host")
+    return origin is None or origin.partition("://")[2] == websocket.headers.get("host")
 
 
 class _Conversation:

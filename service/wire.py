@@ -80,8 +80,7 @@ def problem(request: Request, error: ServiceError, metrics: Metrics, headers: di
     if error.status == 500:  # a 503 comes with every request while Redis is gone: `Outages` tells of it
         _log.error("%s: %s", error.code, error.detail, extra={"request_id": number, "code": error.code})
     body = _encoder.encode(error.problem(number))
-    extra = {"retry-after": "1"} if error.status == 503 else {}
-    return Response(body, error.status, {**extra, **error.headers, **(headers or {})}, media_type="application/problem+json")
+    return Response(body, error.status, {**error.headers, **(headers or {})}, media_type="application/problem+json")
 
 
 def answer_errors(app: FastAPI, metrics: Metrics) -> None:

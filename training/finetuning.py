@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -17,6 +18,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import FeatureConfig, FinetuningConfig, NetworkConfig, SkillConfig, TrainingConfig
 from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats
+from training.contract.errors import BundleCorrupt
 from training.contract.spec import LEARNER_WEIGHTS
 from training.held_back import HeldBack, HeldEpisode
 from training.networks.blocks import StateFeatures, kl_divergence
@@ -72,7 +74,10 @@ class LearnerNetworks(torch.nn.Module):
             NetworkConfig.model_validate(sizes["networks"]),
             FinetuningConfig.model_validate(bundle.manifest.finetuning).kl_target,
         )
-        networks.load_state_dict(load_tensors(bundle.read(LEARNER_WEIGHTS)))
+        try:
+            networks.load_state_dict(load_tensors(bundle.read(LEARNER_WEIGHTS)))
+        except (SafetensorError, RuntimeError) as error:
+            raise BundleCorrupt(f"{LEARNER_WEIGHTS} in {bundle.path} does not hold the learner's networks: {error}") from error
         return networks
 
 

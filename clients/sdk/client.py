@@ -24,6 +24,7 @@ from clients.sdk.errors import (
     NothingListening,
     ServiceError,
     SkilletError,
+    TooMany,
     UnexpectedReply,
     from_problem,
 )
@@ -42,7 +43,8 @@ class SkilletClient:
 
     ``timeout_s`` is how long one reply may keep silent. A request that is safe to send twice (reading; acting, stepping and posting,
     which the service knows again by their numbers; opening and starting, by an idempotency key) is sent again after a lost connection or
-    a passing fault of the service, with growing delays, until ``retry_for_s`` have passed since it was first sent; 0 turns that off. A
+    a passing fault of the service, with growing delays (after a 429 not before the service says), until ``retry_for_s`` have passed since
+    it was first sent; 0 turns that off. A
     client that never had a reply does not retry a refused connection: a wrong address should say so at once. ``token`` is sent as a
     bearer token (None: what ``SKILLET_TOKEN`` holds). ``ca_file``: certificates (PEM) that vouch for the service's, for ``https://``
     with one of your own (None: what ``SKILLET_CA_FILE`` names, else the system's). ``guards_actions``: hold actions inside the bundle's
@@ -179,6 +181,8 @@ class SkilletClient:
             except UnexpectedReply as other:
                 error, again = other, repeatable and other.status in _RETRIED_STATUS
             pause_s = random.uniform(delay_s / 2, delay_s)  # jitter: clients that lost one service do not come back in step
+            if isinstance(error, TooMany) and error.retry_after_s is not None:
+                pause_s += error.retry_after_s
             if not again or budget_s is not None or time.monotonic() + pause_s > stop_at:
                 error.attempts = attempts
                 raise error
@@ -264,7 +268,7 @@ def _refusal(reply: Reply) -> SkilletError:
     with suppress(ValueError):
         problem = json.loads(reply.body)
     if isinstance(problem, Mapping) and ("code" in problem or "title" in problem):
-        return from_problem(reply.status, problem, reply.headers.get("x-request-id"))
+        return from_problem(reply.status, problem, reply.headers.get("x-request-id"), reply.headers.get("retry-after"))
     return _not_ours(f"status {reply.status} without an explanation", "application/problem+json", reply)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from clients.sdk.edge import Decoder
 from clients.sdk.edge_session import EdgeSession
-from clients.sdk.errors import ConnectionFailed, DeadlinePassed, EpisodeState, RequestTimeout, ServiceFailed, SkilletError
+from clients.sdk.errors import ConnectionFailed, DeadlinePassed, EpisodeState, RequestTimeout, ServiceFailed, SkilletError, TooMany
 from clients.sdk.models import Action, Floats
 from clients.sdk.session import Session
 
@@ -251,9 +251,9 @@ class ControlLoop:
         while not self._closing.is_set():
             try:
                 return self._send(tick, budget_s)
-            except (ConnectionFailed, ServiceFailed):
+            except (ConnectionFailed, ServiceFailed, TooMany) as error:
                 budget_s = None  # it is late already; from here on it is to be reported, not to be answered
-                self._closing.wait(_RETRY_S)
+                self._closing.wait((isinstance(error, TooMany) and error.retry_after_s) or _RETRY_S)
             except DeadlinePassed:
                 budget_s = None
         return None

@@ -26,6 +26,8 @@ SkilletError
     │                            ConcurrentUpdate, DeadlinePassed
     ├── MethodNotAllowed         405
     ├── BodyTooLarge             413
+    ├── HeadersTooLarge          431
+    ├── HeadTimeout              408: the request's head took too long to come
     └── ServiceFailed            5xx: StorageUnavailable, Unavailable, Overloaded, ShuttingDown, InternalError, PolicyOutputInvalid
 """
 
@@ -147,7 +149,9 @@ class ItemsRefused(SkilletError):
 
 
 class ServiceError(SkilletError):
-    """The service refused the request; nothing was changed."""
+    """The service refused the request; nothing was changed. ``retry_after_s``: when it may be sent again, where the service says so."""
+
+    retry_after_s: float | None = None
 
 
 class InvalidRequest(ServiceError):
@@ -223,7 +227,7 @@ class Forbidden(ServiceError):
 
 
 class TooMany(ServiceError):
-    """More than the service takes; ``Retry-After`` of its reply says when to come again."""
+    """More than the service takes; ``retry_after_s`` says when to come again."""
 
     default_code = "too_many"
 
@@ -324,6 +328,18 @@ class BodyTooLarge(ServiceError):
     default_code = "body_too_large"
 
 
+class HeadersTooLarge(ServiceError):
+    """The request has more headers than the service takes."""
+
+    default_code = "headers_too_large"
+
+
+class HeadTimeout(ServiceError):
+    """The request's head took too long to come."""
+
+    default_code = "head_timeout"
+
+
 class ServiceFailed(ServiceError):
     """The service could not do what it should."""
 
@@ -387,12 +403,15 @@ def _subclasses(base: type[ServiceError]) -> Iterator[type[ServiceError]]:
 _BY_CODE: dict[str, type[ServiceError]] = {cls.default_code: cls for cls in _subclasses(ServiceError)}
 
 
-def from_problem(status: int, problem: Mapping[str, Any], request_id: str | None = None) -> ServiceError:
-    """The error for a problem+json answer: by its code, and for a code that this SDK does not know, by its status."""
+def from_problem(status: int, problem: Mapping[str, Any], request_id: str | None = None, retry_after: str | None = None) -> ServiceError:
+    """The error for a problem+json answer: by its code, and for a code that this SDK does not know, by its status.
+
+    ``retry_after`` is the header of that name, which what is no frame has.
+    """
     code = problem.get("code")
     by_status = _BY_STATUS.get(status, ServiceFailed if status >= 500 else ServiceError)
     cls = _BY_CODE.get(str(code), by_status)
-    return cls(
+    error = cls(
         str(problem.get("detail") or problem.get("title") or f"the service answered with status {status}"),
         code=None if code is None else str(code),
         status=status,
@@ -401,3 +420,6 @@ def from_problem(status: int, problem: Mapping[str, Any], request_id: str | None
         action=problem.get("action"),
         request_id=problem.get("request_id") or request_id,
     )
+    retry_after_s = problem.get("retry_after_s", float(retry_after) if retry_after and retry_after.isdecimal() else None)
+    error.retry_after_s = float(retry_after_s) if isinstance(retry_after_s, int | float) else None
+    return error

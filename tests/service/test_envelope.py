@@ -12,9 +12,10 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.deadlines import Deadlines
-from service.errors import DeadlinePassed, InvalidRequest
+from service.errors import InvalidRequest
 from service.framing import digest
 from service.policies import Networks
+from service.session_errors import DeadlinePassed
 from service.settings import Settings
 from tests.conftest import Driver, state, transition
 from tests.tiny_bundle import with_envelope

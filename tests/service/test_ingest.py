@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import acting, recording, schemas
-from service.errors import Conflict
 from service.folding import settle
 from service.keys import creation
 from service.policies import Networks
+from service.session_errors import Conflict
 from service.session_state import Changes, Session, task_prior
 from service.sessions import new_session_id
 from service.tokens import NOBODY

@@ -164,6 +164,14 @@ def test_where_nobody_is_asked_for_a_token_nobody_makes_one_over_http(api: TestC
     assert api.app.state.parts.tokens.all() == []
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example:8000", "http://[", ""])
+def test_where_nobody_is_asked_for_a_token_a_web_page_of_another_site_is_refused(api: TestClient, origin: str) -> None:
+    refused = api.post("/v1/sessions", content="{}", headers={"origin": origin, "content-type": "text/plain"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    for own in ("http://127.0.0.1:8000", "http://localhost:8000", "http://[::1]:8000"):
+        assert api.post("/v1/sessions", headers={"origin": own}).status_code == 201
+
+
 def test_an_admin_makes_lists_and_revokes_tokens_over_http(api: TestClient) -> None:
     parts = api.app.state.parts
     admin = bearer(parts.tokens.create(Role.ADMIN, "boss")[1])

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.training.tiny import TINY_SPEC
-from training.contract.bundle import MAX_MANIFEST_BYTES, Bundle, GoldenVectors, write_bundle
+from training.contract.bundle import MAX_FILE_BYTES, MAX_FILES, MAX_MANIFEST_BYTES, Bundle, GoldenVectors, write_bundle
 from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
 from training.contract.spec import FORMAT_VERSION, MANIFEST, REWARD_DECODER, SKILL_DECODER
 
@@ -155,13 +155,42 @@ def test_a_huge_manifest_is_not_read(path):
         Bundle.load(path)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "inner/file"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/hostname", "inner/file", "..", ".", "", "a\\\\b", "a\0b", ".hidden", "a" * 101, "a\n", "~root", "é"]
+)
 def test_a_manifest_cannot_lead_outside_the_bundle(path, name):
     (path.parent / "secret").write_bytes(b"secret")
     files = json.loads((path / MANIFEST).read_text())["files"]
     files[name] = {"sha256": hashlib.sha256(b"secret").hexdigest(), "bytes": 6}
     edit_manifest(path, files=files)
-    with pytest.raises(BundleCorrupt, match=rf"'{name}' in .* leads outside the bundle"):
+    with pytest.raises(BundleCorrupt, match="does not fit the bundle format"):
+        Bundle.load(path)
+
+
+def test_what_is_no_plain_file_is_no_file_of_a_bundle(path):
+    (path / "README.md").unlink()
+    os.mkfifo(path / "README.md")  # reading it would wait for ever
+    with pytest.raises(BundleFileMissing):
+        Bundle.load(path)
+
+
+def test_more_bytes_or_files_than_a_bundle_may_have_are_refused_before_any_file_is_read(path):
+    files = json.loads((path / MANIFEST).read_text())["files"]
+    large = {f"large{number}": {"sha256": "0" * 64, "bytes": MAX_FILE_BYTES} for number in range(3)}
+    edit_manifest(path, files=files | large)
+    with pytest.raises(BundleCorrupt, match="more than the"):
+        Bundle.load(path)
+    many = {f"small{number}": {"sha256": "0" * 64, "bytes": 0} for number in range(MAX_FILES)}
+    edit_manifest(path, files=files | many)
+    with pytest.raises(BundleCorrupt, match="files"):
+        Bundle.load(path)
+
+
+@pytest.mark.parametrize("field", ["skill_dim", "task_embedding_dim", "max_context"])
+def test_sizes_for_which_no_memory_would_do_are_refused(path, field):
+    spec = json.loads((path / MANIFEST).read_text())["spec"]
+    edit_manifest(path, spec=spec | {field: 2**40})
+    with pytest.raises(BundleCorrupt, match=field):
         Bundle.load(path)
 
 
@@ -262,3 +291,17 @@ def test_a_bundle_of_the_former_format_is_read_and_keeps_its_digest(path):
     (path / MANIFEST).write_text(json.dumps(content | {"sha256": hashlib.sha256(canonical.encode()).hexdigest()}))
     manifest = Bundle.load(path).manifest
     assert (manifest.digest, manifest.particles, manifest.conditioning_episodes) == (before.digest, None, 20)
+
+
+@pytest.mark.parametrize("changed", [{"name": "\ud800"}, {"finetuning": {"\ud800": 1}}, {"\ud800": 1}])
+def test_half_a_character_in_a_manifest_is_refused(path, changed):
+    edit_manifest(path, **changed)
+    with pytest.raises(BundleCorrupt, match="surrogates not allowed"):
+        Bundle.load(path)
+
+
+def test_what_is_told_of_a_damaged_manifest_does_not_quote_all_of_it(path):
+    (path / MANIFEST).write_bytes((path / MANIFEST).read_bytes() + b" " * 100_000 + b"\xff")
+    with pytest.raises(BundleCorrupt, match="UnicodeDecodeError") as refused:
+        Bundle.load(path)
+    assert len(str(refused.value)) < 2000

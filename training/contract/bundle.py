@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from training.contract.envelope import Envelope
 from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
@@ -34,6 +34,11 @@ from training.contract.spec import (
 REQUIRED_FILES = (SKILL_DECODER, META_POLICY, TASK_ENCODER, LEARNER_WEIGHTS, MODEL_CARD)
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_FILE_BYTES = 512 * 2**20
+MAX_BUNDLE_BYTES = 1024 * 2**20
+MAX_FILES = 64
+_SHOWN = 1000  # characters of what a library says about a file, which may quote all of it
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""A plain name: no folder, nothing hidden, nothing that leads elsewhere."""
 
 
 class FileEntry(Frozen):
@@ -69,7 +74,7 @@ class Manifest(Frozen):
     format_version: int
     name: str = Field(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")
     spec: ModelSpec
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry] = Field(max_length=MAX_FILES)
     golden: dict[str, GoldenVectors]
     networks: dict[str, Any] = Field(description="sizes from which the learner rebuilds its networks")
     finetuning: dict[str, Any] = Field(description="configuration of fine-tuning, as training.config.FinetuningConfig")
@@ -85,6 +90,12 @@ class Manifest(Frozen):
     def _envelope_fits(self) -> Self:
         if self.envelope is not None:
             self.envelope.check(self.spec)
+        return self
+
+    @model_validator(mode="after")
+    def _is_not_too_large(self) -> Self:
+        if (total := sum(entry.bytes for entry in self.files.values())) > MAX_BUNDLE_BYTES:
+            raise ValueError(f"the files have {total} bytes together, more than the {MAX_BUNDLE_BYTES} that a bundle may have")
         return self
 
     @model_validator(mode="after")
@@ -195,8 +206,10 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         version = content["format_version"]
+        json.dumps(content, ensure_ascii=False).encode()  # halves of characters, which JSON can hold, go no further
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleCorrupt(f"{file}: expected a JSON object with a format_version, got {error!r}; copy the bundle again") from error
+        found = f"{type(error).__name__}: {error}"[:_SHOWN]
+        raise BundleCorrupt(f"{file}: expected a JSON object with a format_version, got {found}; copy the bundle again") from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise BundleTooNew(f"{path} has format version {version!r}; this program reads up to {FORMAT_VERSION}: update it, or export again")
     stated = content.pop("sha256", None)
@@ -207,7 +220,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        raise BundleCorrupt(f"{file} does not fit the bundle format: {error}") from error
+        raise BundleCorrupt(f"{file} does not fit the bundle format: {str(error)[:_SHOWN]}") from error
 
 
 def _check_file(path: Path, name: str, entry: FileEntry | None) -> bytes:
@@ -220,7 +233,8 @@ def _check_file(path: Path, name: str, entry: FileEntry | None) -> bytes:
         raise BundleFileMissing(f"expected {name} in {path}, found none; copy the bundle again")
     if (size := file.stat().st_size) != entry.bytes:
         raise BundleCorrupt(f"{file}: expected {entry.bytes} bytes, found {size}; copy the bundle again")
-    data = file.read_bytes()
+    with file.open("rb") as content:
+        data = content.read(entry.bytes + 1)  # and no more, should it grow meanwhile
     if (digest := hashlib.sha256(data).hexdigest()) != entry.sha256:
         raise BundleCorrupt(f"{file}: expected SHA-256 {entry.sha256}, found {digest}; it was altered or damaged: copy the bundle again")
     return data

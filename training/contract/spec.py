@@ -37,6 +37,24 @@ GRAPH_OUTPUTS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
+MAX_DIM: Final = 65_536
+"""Of any vector: what is made for it must fit in memory, whatever a manifest says."""
+
+
+def graph_shapes(file: str, spec: "ModelSpec") -> tuple[dict[str, tuple[int | None, ...]], dict[str, tuple[int | None, ...]]]:
+    """Shapes of a graph's inputs and outputs by name, as the comments above have them; None where any size goes."""
+    wide = {
+        "state": spec.state_dim, "skill": spec.skill_dim, "task_embedding": spec.task_embedding_dim, "action": spec.action_dim,
+        "mean": spec.task_embedding_dim, "std": spec.task_embedding_dim,
+    }  # fmt: skip
+    others = {"context": (None, None, spec.skill_transition_dim), "mask": (None, None), "probability": (None,)}
+
+    def shapes(names: tuple[str, ...]) -> dict[str, tuple[int | None, ...]]:
+        return {name: others.get(name, (None, wide.get(name, spec.skill_dim))) for name in names}
+
+    return shapes(GRAPH_INPUTS[file]), shapes(GRAPH_OUTPUTS[file])
+
+
 class Frozen(BaseModel):
     """A frozen model that refuses unknown keys."""
 
@@ -70,10 +88,10 @@ class ModelSpec(Frozen):
     env_id: str = Field(description="Gymnasium id of the environment that the bundle was trained in")
     observation: VectorSpec
     action: VectorSpec
-    skill_dim: int = Field(gt=0)
+    skill_dim: int = Field(gt=0, le=MAX_DIM)
     skill_horizon: int = Field(gt=0, description="environment steps that one skill lasts (H)")
-    task_embedding_dim: int = Field(gt=0)
-    max_context: int = Field(gt=0, description="skill transitions that the task encoder is given at most")
+    task_embedding_dim: int = Field(gt=0, le=MAX_DIM)
+    max_context: int = Field(gt=0, le=2**20, description="skill transitions that the task encoder is given at most")
     episode_steps: int = Field(gt=0, description="time limit of an episode in environment steps")
     control_period_s: float = Field(gt=0, description="seconds between two actions")
 

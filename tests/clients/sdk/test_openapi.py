@@ -6,6 +6,7 @@ import pytest
 
 from clients.sdk import errors, models
 from service import errors as service_errors
+from service import session_errors as _session_errors  # noqa: F401  (for its subclasses)
 
 PAIRS = {
     "Action": models.Action,

@@ -145,3 +145,22 @@ def test_a_path_in_the_address_is_kept(connect):
     with http_server(lists()) as (url, server):
         connect(transport=HttpTransport(url + "/skillet/")).bundles()
     assert server.seen[0][1] == "/skillet/v1/bundles"
+
+
+def test_after_a_429_it_is_sent_again_when_the_service_said_and_not_before(connect, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with http_server(refuses(429, "too_many_requests", retry_after_s=3), lists("a")) as (url, server):
+        assert connect(url).bundles()[0].name == "a"
+    assert len(server.seen) == 2
+    (pause_s,) = pauses
+    assert 3 <= pause_s < 4
+
+
+def test_a_429_that_asks_for_more_patience_than_there_is_is_raised_at_once(connect):
+    with http_server(refuses(429, "too_many_sessions", retry_after_s=30)) as (url, server):
+        started = time.monotonic()
+        with pytest.raises(errors.TooManySessions) as refused:
+            connect(url, retry_for_s=20).open_session()
+        assert time.monotonic() - started < 10
+    assert (len(server.seen), refused.value.retry_after_s, refused.value.status) == (1, 30.0, 429)

@@ -1,0 +1,192 @@
+"""What a stranger can do to a real API process before a token is looked at: nothing, whatever it floods it with; and TLS."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from clients.sdk import SkilletClient, errors
+from service.http_protocol import MAX_HEAD_BYTES, LimitedHttpProtocol
+from service.roles import Role
+from service.storage import connect
+from service.tokens import TokenStore
+from tests.service.running import RunningService, fails_to_start, running
+from training.contract.bundle import Bundle
+
+TLS = Path(__file__).parent / "tls"  # self-signed, for 127.0.0.1 and localhost: openssl req -x509 -newkey ec ... -addext subjectAltName=...
+MIB = 2**20
+FLOOD = 64 * MIB
+
+
+@pytest.fixture(scope="module")
+def service(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """One that asks for tokens."""
+    data = tmp_path_factory.mktemp("doors")
+    with RunningService(tiny_bundle.path, data, "--no-learner", SKILLET_STANDBY_WORKERS="0") as started:
+        with connect(f"unix://{data}/redis.sock", 2.0) as redis:
+            TokenStore(redis).create(Role.ROBOT, "arm")
+        deadline = time.monotonic() + 20
+        while started.get("/v1/sessions").status_code != 401:
+            assert time.monotonic() < deadline
+        yield started
+
+
+def memory_mib(service: RunningService) -> float:
+    (pid,) = running(service.process.pid, "service.api_worker")
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) / 1024
+
+
+def flood(service: RunningService, head: bytes, filler: bytes) -> bytes:
+    """Send ``head``, then ``filler`` again and again until the service hangs up or 64 MiB are sent. Returns what it answered."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", service.pool.port), timeout=30) as connection:
+        sent = 0
+        try:
+            connection.sendall(head)
+            while sent < FLOOD:
+                connection.sendall(filler)
+                sent += len(filler)
+        except OSError:  # it hung up
+            pass
+        try:
+            while data := connection.recv(65536):
+                answer += data
+        except OSError:
+            pass
+    assert sent < FLOOD, "it took everything"
+    return answer
+
+
+HEAD = b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\n"
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+LONG = b"x" * 65536
+FLOODS = {
+    "one endless header": (HEAD + b"x-long: ", LONG),
+    "one endless header name": (HEAD, LONG),
+    "headers without end": (HEAD, b"x-more: 1\r\n" * 6000),
+    "an endless path": (b"GET /", LONG),
+    "an endless chunk extension": (CHUNKED + b"1;", LONG),
+    "an endless trailer": (CHUNKED + b"0\r\nx-long: ", LONG),
+    "trailers without end": (CHUNKED + b"0\r\n", b"x-more: 1\r\n" * 6000),
+}
+
+
+@pytest.mark.parametrize("how", FLOODS)
+def test_no_flood_beside_the_body_is_read_to_its_end_or_kept(service: RunningService, how: str) -> None:
+    before = memory_mib(service)
+    flood(service, *FLOODS[how])
+    assert memory_mib(service) - before < 16
+    assert service.get("/livez").status_code == 200
+
+
+def test_a_head_that_is_too_large_is_told_so(service: RunningService) -> None:
+    with socket.create_connection(("127.0.0.1", service.pool.port), timeout=30) as connection:
+        connection.sendall(HEAD + b"x-long: " + b"x" * (MAX_HEAD_BYTES + 1))
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"application/problem+json" in answer
+    assert b'"code":"headers_too_large"' in answer
+
+
+def test_a_head_within_the_limit_and_a_body_of_many_parts_are_taken(service: RunningService) -> None:
+    assert service.pool.request("GET", "/livez", headers={"x-long": "x" * 60_000}).status == 200
+    body = (b'{"seed": 1}' + b" " * 1000 for _ in range(1))
+    assert service.pool.request("POST", "/v1/sessions", body=body, headers={"content-type": "application/json"}, chunked=True).status == 401
+
+
+def test_a_body_without_a_token_is_not_kept(service: RunningService) -> None:
+    before = memory_mib(service)
+    with socket.create_connection(("127.0.0.1", service.pool.port), timeout=30) as connection:
+        connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % (2**40))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
+        try:
+            for _ in range(FLOOD // len(LONG)):
+                connection.sendall(LONG)
+        except OSError:
+            pass
+    assert memory_mib(service) - before < 16
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner", SKILLET_STANDBY_WORKERS="0") as open_service:
+        before = memory_mib(open_service)
+        for framing, chunk in (
+            (b"content-length: %d\r\n\r\n" % 2**40, LONG),
+            (b"transfer-encoding: chunked\r\n\r\n", b"10000\r\n" + LONG + b"\r\n"),
+        ):
+            with socket.create_connection(("127.0.0.1", open_service.pool.port), timeout=30) as connection:
+                connection.sendall(HEAD + framing)
+                try:
+                    for _ in range(FLOOD // len(LONG)):
+                        connection.sendall(chunk)
+                except OSError:
+                    pass
+                else:
+                    assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+        assert memory_mib(open_service) - before < 32
+        assert open_service.post("/v1/sessions").status_code == 201
+
+
+@contextmanager
+def bare_server() -> Iterator[int]:
+    """The protocol, in front of an application that says hello. Yields its port."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, http=LimitedHttpProtocol, ws="none", lifespan="off", log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def test_who_connects_and_sends_no_head_is_hung_up_on_and_who_sent_one_may_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.http_protocol.HEAD_TIMEOUT_S", 0.3)
+    with bare_server() as port:
+        connections = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(3)]
+        silent, slow, good = connections
+        slow.sendall(b"GET / HTTP/1.1\r\nx: ")
+        good.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert good.recv(4096).startswith(b"HTTP/1.1 200")
+        for each in (silent, slow):
+            assert each.recv(4096).startswith(b"HTTP/1.1 408 ")
+            assert each.recv(4096) == b""
+        good.sendall(b"GET / HTTP/1.1\r\n\r\n")  # later than the others' time
+        assert good.recv(4096).startswith(b"HTTP/1.1 200")
+        for connection in connections:
+            connection.close()
+
+
+def test_the_sdk_drives_a_service_over_tls_with_its_certificate_and_not_without(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    options = ("--no-learner", "--tls-cert", str(TLS / "cert.pem"), "--tls-key", str(TLS / "key.pem"))
+    with RunningService(tiny_bundle.path, tmp_path, *options, SKILLET_STANDBY_WORKERS="0") as service:
+        url = f"https://127.0.0.1:{service.pool.port}"
+        assert url in service.ready_line
+        for stream in (False, True):
+            with SkilletClient(url, ca_file=str(TLS / "cert.pem"), stream=stream) as client:
+                session = client.open_session()
+                session.start_episode()
+                assert session.act([0.0, 0.1, -0.2, 0.3]).step == 0
+        with SkilletClient(url) as client, pytest.raises(errors.TlsMismatch, match="not trusted"):
+            client.bundles()
+        with SkilletClient(url.replace("https", "http")) as client, pytest.raises(errors.ConnectionFailed):
+            client.bundles()
+
+
+def test_certificates_that_cannot_be_used_are_told_before_anything_starts(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    cert, key = str(TLS / "cert.pem"), str(TLS / "key.pem")
+    assert "needs both" in fails_to_start(tiny_bundle.path, tmp_path, "--tls-cert", cert)
+    assert "cannot use the certificate" in fails_to_start(tiny_bundle.path, tmp_path, "--tls-cert", key, "--tls-key", cert)
+    assert "cannot use the certificate" in fails_to_start(
+        tiny_bundle.path, tmp_path, "--tls-cert", str(tmp_path / "none"), "--tls-key", key
+    )
