@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 BUNDLE ?= bundles/maze
 PORT ?= 8000
 FAULTS ?= 200
+FUZZ ?= 30000
+MINUTES ?= 10
 CONFIG ?= maze
 # The release of PyTorch that `make lock` keeps to, in any build (CPU or CUDA).
 TORCH ?= 2.13.0
@@ -11,7 +13,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo demo-kitchen serve train test test-faults lint format bench lock clean
+.PHONY: help setup demo demo-kitchen serve train test test-faults soak fuzz lint format bench lock clean
 
 help: ## list what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -46,6 +48,12 @@ test: setup ## run all tests
 
 test-faults: setup ## kill processes, cut the network and the power: make test-faults [FAULTS=200]
 	@$(PY) -m pytest tests/faults --kills $(FAULTS) --network-faults $(FAULTS) --timeout 900
+
+soak: setup ## kills, network faults, load and fine-tuning all at once for some minutes: make soak [MINUTES=10]
+	@$(PY) -m pytest tests/faults/test_soak.py --soak $(MINUTES)
+
+fuzz: setup ## give each decoder of what comes from outside so many broken inputs: make fuzz [FUZZ=30000]
+	@$(PY) -m pytest tests/fuzz --fuzz $(FUZZ) --timeout 3600
 
 lint: setup ## style, types and the direction of imports
 	@$(VENV)/bin/ruff check .

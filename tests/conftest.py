@@ -25,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", default=5, type=int, help="processes that the fault suite kills")
+    parser.addoption("--soak", default=0.05, type=float, help="minutes for which everything goes wrong at once")
+    parser.addoption("--fuzz", default=300, type=int, help="inputs that each decoder is given")
     parser.addoption("--network-faults", default=20, type=int, help="network faults that the fault suite makes")
 
 

@@ -83,16 +83,16 @@ class Robot(threading.Thread):
                 return
 
 
-def run_all(robots: list[Robot]) -> None:
+def run_all(robots: list[Robot], timeout_s: float = 240) -> None:
     """Start the robots, wait for their end, and raise what any of them met."""
     for robot in robots:
         robot.start()
-    join(robots)
+    join(robots, timeout_s)
 
 
-def join(robots: list[Robot]) -> None:
+def join(robots: list[Robot], timeout_s: float = 240) -> None:
     for robot in robots:
-        robot.join(240)
+        robot.join(timeout_s)
         assert not robot.is_alive(), "a robot hangs"
         if robot.failure is not None:
             raise robot.failure
