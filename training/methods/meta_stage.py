@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+from training.belief import BeliefTrainer, TrainedBelief
+from training.config import TrainingConfig
+from training.contract.belief import Belief
 from training.contract.context import ContextLayout
 from training.contract.errors import ConfigError
 from training.meta_training import MetaNetworks
@@ -15,11 +18,15 @@ from training.methods.setting import Setting
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Networks, KL coefficient, and the cost of their meta-training (zeros where there was none, None where it is not known)."""
+    """Networks, KL coefficient, and the cost of their meta-training (zeros where there was none, None where it is not known).
+
+    ``belief``: over tasks, of a method that explores by one.
+    """
 
     networks: MetaNetworks
     coefficient: float
     cost: dict[str, float] | None
+    belief: Belief | None = None
 
 
 def starting_point(method: Method, setting: Setting, meta_seed: int, folder: Path) -> StartingPoint:
@@ -35,7 +42,7 @@ def starting_point(method: Method, setting: Setting, meta_seed: int, folder: Pat
         networks = MetaNetworks.fresh(skills, layout, config.networks)
         return StartingPoint(networks, config.meta.policy_posterior_coefficient, {"updates": 0, "environment_steps": 0, "cpu_s": 0})
     if start.networks is not None and not needs_meta_training(method, setting, meta_seed):
-        return StartingPoint(start.networks, start.coefficient, None)
+        return StartingPoint(start.networks, start.coefficient, None, start.belief)
     if config.meta.demonstrations and not start.has_skill_encoder:
         raise ConfigError(
             f"{method.label} with meta seed {meta_seed} begins with demonstrations, which need the skill encoder that a bundle lacks: give "
@@ -48,7 +55,16 @@ def starting_point(method: Method, setting: Setting, meta_seed: int, folder: Pat
     lines = [json.loads(line) for line in (run_dir / "meta.jsonl").read_text().splitlines()]
     steps = sum(line["environment_steps"] for line in lines)
     cost = {"updates": trainer.updates, "environment_steps": steps, "cpu_s": lines[-1]["cpu_s"]}
-    return StartingPoint(networks, float(trainer.learner.policy_posterior()), cost)
+    belief = _belief(networks, setting, config, run_dir) if method.believes(config) else None
+    return StartingPoint(networks, float(trainer.learner.policy_posterior()), cost, belief)
+
+
+def _belief(networks: MetaNetworks, setting: Setting, config: TrainingConfig, run_dir: Path) -> Belief:
+    """As the stage ``belief`` learns it, kept in ``run_dir``."""
+    file = run_dir / "belief.safetensors"
+    if not file.exists():
+        BeliefTrainer(config, networks, setting.training_simulator, setting.train_tasks, run_dir).run().save(file)
+    return TrainedBelief.load(file, config, networks).belief()
 
 
 def needs_meta_training(method: Method, setting: Setting, meta_seed: int) -> bool:

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from training.config import TrainingConfig
+from training.contract.exploration import Exploration
 from training.finetuning import Finetuner
 from training.meta_training import MetaTrainer
+
+_WITH_BELIEF: Final = "skillet"
+"""The meta-training from which a belief over tasks is learned."""
 
 Changes = Mapping[str, Mapping[str, Any]]
 """Section of a configuration -> key -> value."""
@@ -37,9 +41,15 @@ class Method:
     changes: Changes = field(default_factory=dict)
     domain_changes: Mapping[str, Changes] = field(default_factory=dict)
 
+    def believes(self, config: TrainingConfig) -> bool:
+        """Whether its sessions may explore by a belief over tasks: the configuration has one, and it is the method's own."""
+        return self.meta == _WITH_BELIEF and config.belief.particles > 0
+
     def configure(self, config: TrainingConfig) -> TrainingConfig:
         """The configuration that the method runs with, from Skillet's."""
         content = config.model_dump()
+        if self.meta != _WITH_BELIEF and config.evaluate.exploration is Exploration.BELIEF:
+            content["evaluate"]["exploration"] = Exploration.SWITCHING
         for changes in (self.changes, self.domain_changes.get(config.domain.name, {})):
             for section, values in changes.items():
                 content[section] |= values

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from training.config import TrainingConfig
+from training.contract.belief import Belief
 from training.contract.context import Floats
 from training.contract.exploration import Phase
 from training.contract.spec import ModelSpec
@@ -19,12 +20,19 @@ class MethodProtocol(TargetProtocol):
     """Sessions of one method in lock-step, all from the same networks and KL coefficient."""
 
     def __init__(
-        self, method: Method, config: TrainingConfig, networks: MetaNetworks, coefficient: float, spec: ModelSpec, simulator: TaskSimulator
+        self,
+        method: Method,
+        config: TrainingConfig,
+        networks: MetaNetworks,
+        coefficient: float,
+        spec: ModelSpec,
+        simulator: TaskSimulator,
+        belief: Belief | None = None,
     ) -> None:
         def new_learner(embedding: Floats, seed: int) -> Finetuner:
             return method.learner(LearnerNetworks.from_meta(networks, config, coefficient), config.finetuning, embedding, seed)
 
-        super().__init__(config, networks, spec, simulator, new_learner if method.finetunes else None)
+        super().__init__(config, networks, spec, simulator, new_learner if method.finetunes else None, belief)
         self.method = method
 
     def _phase(self, session: TargetSession, episode: int) -> Phase:

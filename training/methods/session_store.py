@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.contract.belief import Following
 from training.evaluate import TargetProtocol, TargetSession
 
 
@@ -28,8 +29,11 @@ def save_sessions(folder: Path, sessions: Sequence[TargetSession]) -> None:
             "rewarded": session.rewarded,
             "lengths": lengths,
         }
-        rows = {"context": torch.from_numpy(np.concatenate(session.context))}
-        save_checkpoint(new / f"session-{index}.safetensors", modules={}, tensors=rows, note=note)
+        tensors = {"context": torch.from_numpy(np.concatenate(session.context))}
+        if (following := session.following) is not None:
+            tensors["plausibility"] = torch.from_numpy(following.plausibility)
+            note["following"] = {"particle": following.particle, "since": following.since, "hope": following.hope}
+        save_checkpoint(new / f"session-{index}.safetensors", modules={}, tensors=tensors, note=note)
         if session.learner is not None:
             session.learner.save(new / f"learner-{index}.safetensors")
     shutil.rmtree(old, ignore_errors=True)
@@ -51,6 +55,8 @@ def load_sessions(folder: Path, protocol: TargetProtocol, tasks: Sequence[Any], 
         session.returns, session.successes, session.steps = note["returns"], note["successes"], note["steps"]
         session.deterministic_returns = {int(k): v for k, v in note["deterministic_returns"].items()}
         session.rewarded = note["rewarded"]
+        if "following" in note:
+            session.following = Following(tensors["plausibility"].numpy(), **note["following"])
         learner = folder / f"learner-{index}.safetensors"
         if learner.exists():
             assert protocol.new_learner is not None

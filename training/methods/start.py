@@ -2,16 +2,20 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnxruntime
 import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from training.belief import TrainedBelief
 from training.checkpoint import load_checkpoint
 from training.config import FeatureConfig, NetworkConfig, SkillConfig, TrainingConfig
+from training.contract.belief import Belief
 from training.contract.bundle import Bundle
+from training.contract.context import Floats
 from training.contract.errors import ConfigError
-from training.contract.spec import LEARNER_WEIGHTS, SKILL_DECODER, TASK_ENCODER
+from training.contract.spec import LEARNER_WEIGHTS, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER
 from training.finetuning import LearnerNetworks
 from training.meta_training import MetaNetworks
 from training.networks.skill_model import SkillModel
@@ -27,6 +31,7 @@ class Start:
     meta_seed: int | None = None
     networks: MetaNetworks | None = None
     coefficient: float = 0.0
+    belief: Belief | None = None
     has_skill_encoder: bool = True
     """Whether offline episodes can be put into skills; a bundle has no encoder of skills."""
 
@@ -40,6 +45,8 @@ def start_from_run(run: Run) -> Start:
         if note["updates"] >= run.config.meta.updates:
             start.meta_seed, start.networks = run.config.seed, trainer.networks
             start.coefficient = float(trainer.learner.policy_posterior())
+            if run.config.belief.particles:
+                start.belief = TrainedBelief.load(run.need("belief"), run.config, trainer.networks).belief()
     return start
 
 
@@ -67,7 +74,19 @@ def start_from_bundle(bundle: Bundle, config: TrainingConfig) -> Start:
     networks.encoder = OnnxGraph(bundle.read(TASK_ENCODER))
     seed = int(bundle.manifest.provenance.seed)
     origin, coefficient = f"bundle {bundle.manifest.digest[:12]}", float(learner.coefficient())
-    return Start(skills, origin, seed, networks, coefficient, has_skill_encoder=False)
+    return Start(skills, origin, seed, networks, coefficient, _belief(bundle), has_skill_encoder=False)
+
+
+def _belief(bundle: Bundle) -> Belief | None:
+    if (particles := bundle.manifest.particles) is None:
+        return None
+    decoder = OnnxGraph(bundle.read(REWARD_DECODER))
+
+    def probability(states: Floats, embeddings: Floats) -> Floats:
+        answer: Floats = decoder(torch.from_numpy(states), torch.from_numpy(embeddings)).numpy()
+        return answer
+
+    return Belief(np.array(particles, np.float32), probability)
 
 
 class OnnxGraph(nn.Module):

@@ -50,7 +50,9 @@ def run_unit(unit: Unit, setting: Setting, episodes: int, out: Path) -> None:
     if done >= episodes:
         return
     start = starting_point(unit.method, setting, unit.meta_seed, out / "meta")
-    protocol = MethodProtocol(unit.method, config, start.networks, start.coefficient, setting.spec_of(unit.method), setting.simulator)
+    protocol = MethodProtocol(
+        unit.method, config, start.networks, start.coefficient, setting.spec_of(unit.method), setting.simulator, start.belief
+    )
     folder = out / "checkpoints" / unit.name
     sessions = load_sessions(folder, protocol, setting.test_tasks, [unit.seed])
     begun = len(sessions[0].returns)

@@ -14,6 +14,7 @@ from training.contract.errors import ConfigError
 from training.methods.catalogue import METHODS
 from training.methods.meta_stage import starting_point
 from training.methods.protocol import MethodProtocol
+from training.methods.session_store import load_sessions
 from training.methods.setting import Setting
 from training.methods.start import Start
 from training.methods.unit import Unit, run_unit
@@ -50,7 +51,7 @@ def short(name):
 def protocol_of(method, setting, tmp_path):
     config = setting.configure(method, 0)
     start = starting_point(method, setting, 0, tmp_path / "meta")
-    return MethodProtocol(method, config, start.networks, start.coefficient, setting.spec_of(method), setting.simulator)
+    return MethodProtocol(method, config, start.networks, start.coefficient, setting.spec_of(method), setting.simulator, start.belief)
 
 
 def played(method, setting, tmp_path, episodes=EPISODES):
@@ -223,3 +224,18 @@ def test_what_knows_other_tasks_rewards_is_left_out_of_the_baselines(name):
     meta = METHODS[name].configure(load_config("kitchen")).meta
     assert load_config("kitchen").meta.context_pool > 0
     assert (meta.context_pool, meta.relabelled_episodes, meta.demonstrations) == (0, 0, 0)
+
+
+def test_only_skillet_explores_by_a_belief_and_goes_on_with_it_after_an_interruption(tmp_path):
+    belief = {"particles": 6, "episodes": 4, "updates": 3, "batch": 16, "hidden": (8,)}
+    setting = make_setting(belief=belief, evaluate={"exploration": "belief", "conditioning_episodes": EPISODES})
+    others = {name: setting.configure(method, 0).evaluate.exploration for name, method in METHODS.items() if name != "skillet"}
+    assert "belief" not in others.values()
+    unit = Unit(METHODS["skillet"], 0, 0)
+    run_unit(unit, setting, EPISODES, tmp_path / "whole")
+    run_unit(unit, setting, EPISODES - 2, tmp_path / "parts")
+    protocol = protocol_of(unit.method, setting, tmp_path / "parts")
+    assert protocol.belief is not None
+    assert all(session.following is not None for session in load_sessions(tmp_path / "parts/checkpoints" / unit.name, protocol, TASKS, [0]))
+    run_unit(unit, setting, EPISODES, tmp_path / "parts")
+    assert content(unit, tmp_path / "parts")["sessions"] == content(unit, tmp_path / "whole")["sessions"]

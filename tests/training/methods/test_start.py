@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,13 @@ def test_a_bundle_gives_the_skills_and_networks_that_it_was_made_of(exported, me
     assert start.coefficient == pytest.approx(COEFFICIENT, rel=1e-5)
     assert start.meta_seed == world_config().seed
     assert exported.manifest.digest[:12] in start.origin
+
+
+def test_a_bundle_gives_its_belief(exported, untrained_belief):
+    ours, theirs = start_from_bundle(exported, world_config()).belief, untrained_belief.belief()
+    states, embeddings = torch.randn(6, 4).numpy(), torch.randn(6, E).numpy()
+    np.testing.assert_allclose(ours.particles, theirs.particles)
+    np.testing.assert_allclose(ours.reward_probability(states, embeddings), theirs.reward_probability(states, embeddings), atol=1e-5)
 
 
 def test_a_bundle_of_other_sizes_is_refused(exported):
