@@ -109,8 +109,9 @@ def run(options: argparse.Namespace) -> int:
             print(f"The service runs at {url} with {options.bundle}. The task: {options.env} {options.task}", flush=True)
             simulate = [
                 sys.executable, "-m", "clients.simulator", "--url", url, "--env", options.env, "--task", options.task,
-                "--episodes", str(options.episodes), "--conditioning", str(options.conditioning), "--seed", str(options.seed),
+                "--episodes", str(options.episodes), "--seed", str(options.seed),
                 "--max-wait-s", str(LONGEST_WAIT_S), "--json", str(figures), "--plot", str(picture),
+                *(() if options.conditioning is None else ("--conditioning", str(options.conditioning))),
                 *(("--video", str(video)) if options.video else ()),
             ]  # fmt: skip
             with child(simulate, signal.SIGINT) as simulator:
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", type=Path, help="default: the environment's in bundles/")
     parser.add_argument("--task", help="the simulator client's --task (default: one that the bundle was not trained for)")
     parser.add_argument("--episodes", type=int, default=40, help="default: %(default)s")
-    parser.add_argument("--conditioning", type=int, default=20, help="exploring episodes among them (default: %(default)s)")
+    parser.add_argument("--conditioning", type=int, help="exploring episodes among them (default: as the bundle says)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--no-video", dest="video", action="store_const", const=False, help="leave out the kitchen's video")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures, figures and log (default: %(default)s)")
