@@ -86,11 +86,12 @@ def test_a_bundle_without_an_envelope_has_the_limits_of_its_spec(tmp_path):
     assert Guard(limits).refused(np.full(S, 1e30, np.float32)) is None
 
 
-def test_the_committed_maze_bundle_keeps_its_digest_and_is_loaded_with_the_limits_of_its_spec():
-    manifest = Bundle.load("bundles/maze").manifest
-    assert manifest.envelope is None
-    assert manifest.limits.action_high == (1.0, 1.0)
-    assert manifest.digest.startswith("b37ff3d5163f")
+@pytest.mark.parametrize(("name", "format_version", "digest"), [("maze", 3, "c44dd4a3fac1"), ("kitchen", 2, "e5da5ce45368")])
+def test_the_committed_bundles_keep_their_digest_and_carry_an_envelope(name, format_version, digest):
+    manifest = Bundle.load(f"bundles/{name}").manifest
+    assert manifest.format_version == format_version
+    assert manifest.envelope is not None
+    assert manifest.digest.startswith(digest)
 
 
 @pytest.mark.parametrize(
