@@ -64,7 +64,7 @@ return before == ARGV[1] and 2 or 1
 _RELEASE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
 redis.call('DEL', KEYS[1])
-redis.call('HDEL', KEYS[2], 'attempts')
+redis.call('HDEL', KEYS[2], 'attempts', 'attempted_by')
 """
 
 _RESERVE = """
@@ -74,6 +74,13 @@ if waiting and now_s - tonumber(redis.call('HGET', KEYS[1], 'queued_at_s') or '0
 redis.call('HSET', KEYS[1], 'queued', ARGV[1], 'queued_at_s', now_s, 'state', 'queued', 'error', '')
 redis.call('PEXPIRE', KEYS[1], math.max(1, redis.call('PTTL', KEYS[2])))
 return ARGV[1]
+"""
+
+# A learner that begins again, because Redis was gone for a while, has not died.
+_BEGIN = """
+if redis.call('HGET', KEYS[1], 'attempted_by') == ARGV[1] then return end
+redis.call('HSET', KEYS[1], 'attempted_by', ARGV[1])
+redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 """
 
 _CLAIMED = """
@@ -99,6 +106,7 @@ class JobQueue:
         self._acquire = redis.register_script(_ACQUIRE)
         self._release = redis.register_script(_RELEASE)
         self._claimed = redis.register_script(_CLAIMED)
+        self._begin = redis.register_script(_BEGIN)
 
     def enqueue(self, keys: SessionKeys) -> str:
         """Queue the session; if it waits already, that is the same job. Returns the job's token.
@@ -145,12 +153,12 @@ class JobQueue:
         """The job is at work: episodes that complete from now on need a new one."""
         self._claimed(keys=[keys.finetuning], args=[token])
 
-    def begin(self, keys: SessionKeys) -> None:
-        """Count that work on the session begins; with its lease held."""
-        self.redis.hincrby(keys.finetuning, "attempts", 1)
+    def begin(self, keys: SessionKeys, process: str) -> None:
+        """Count that a learner process, by a name that no other ever has, begins to work on the session; with its lease held."""
+        self._begin(keys=[keys.finetuning], args=[process])
 
     def attempts(self, keys: SessionKeys) -> int:
-        """How often work on the session began since it last got further or ended."""
+        """How many processes, one after the other, began to work on the session since it last got further or ended."""
         return int(cast(Any, self.redis.hget(keys.finetuning, "attempts")) or 0)
 
     def acquire(self, keys: SessionKeys, learner: str, lease_ms: int) -> Lease:

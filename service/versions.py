@@ -68,7 +68,7 @@ _CHECKPOINT = (
     _IF_LEASED
     + """
 redis.call('SET', KEYS[3], ARGV[2], 'PX', left)
-redis.call('HDEL', KEYS[4], 'attempts')
+redis.call('HDEL', KEYS[4], 'attempts', 'attempted_by')
 return 1
 """
 )
@@ -79,7 +79,7 @@ _PUBLISH = (
     + """
 if redis.call('HGET', KEYS[3], 'paused') == '1' then return 0 end
 redis.call('HSET', KEYS[3], 'versions', ARGV[2], 'learned', ARGV[7], 'state', 'idle')
-redis.call('HDEL', KEYS[3], 'attempts')
+redis.call('HDEL', KEYS[3], 'attempts', 'attempted_by')
 redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
 redis.call('RPUSH', KEYS[7], ARGV[8])
 redis.call('LTRIM', KEYS[7], -1000, -1)

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class Worker:
     """One learner: several sessions at work in turn."""
 
     def __init__(self, settings: Settings, name: str, redis: "Redis", bundles: dict[str, Networks]) -> None:
-        self._settings, self._name = settings, name
+        self._settings, self._name, self._process = settings, name, uuid.uuid4().hex
         self._bundles = {networks.digest: networks for networks in bundles.values()}
         self._jobs = JobQueue(redis)
         self._stores = Stores(SessionStore(redis), VersionStore(redis))
@@ -180,7 +181,7 @@ class Worker:
     def _slice(self, job: ActiveJob) -> Turn:
         try:
             if not job.begun:
-                self._jobs.begin(job.keys)
+                self._jobs.begin(job.keys, self._process)
                 job.begun, job.deaths = True, 0
             return job.learner.advance()
         except LeaseLost:

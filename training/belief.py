@@ -19,6 +19,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig
 from training.contract.belief import FOLLOW_SKILLS, Belief
 from training.contract.context import ContextLayout, Floats
+from training.contract.errors import ConfigError
 from training.meta_training import MetaNetworks, posterior_means
 from training.networks.reward_decoder import RewardDecoder
 from training.prior_regularised_sac import step
@@ -174,6 +175,11 @@ class BeliefTrainer:
         config = self.config.belief
         optimizer = torch.optim.AdamW(decoder.parameters(), config.learning_rate, weight_decay=1e-3)
         known = np.flatnonzero([len(states) > 0 for states in sightings.rewarded])
+        if not len(known):
+            raise ConfigError(
+                f"a reward decoder learns from rewards, and none of the {len(sightings.rewarded)} training tasks was rewarded while exploring: "
+                f"raise belief.episodes (now {config.episodes}), or train the meta-policy for longer"
+            )
         with RunLog(self.run_dir, "belief", config.updates, "updates") as log:
             for update in range(config.updates):
                 state, task, label, weight = self._batch(sightings, known)

@@ -14,6 +14,8 @@ TOY = {
     "skills.batch": "16",
     "meta.updates": "4",
     "meta.updates_per_epoch": "2",
+    "belief.particles": "0",  # nothing is rewarded in so little
+    "evaluate.exploration": "switching",
     "evaluate.episodes": "2",
     "evaluate.conditioning_episodes": "1",
     "evaluate.seeds": "1",

@@ -1,9 +1,11 @@
 """Learners that die on the way: who takes over where, and what is given up."""
 
+import threading
 import time
 
 import pytest
 from fastapi.testclient import TestClient
+from redis.exceptions import TimeoutError
 
 from service.jobs import MAX_ATTEMPTS
 from service.policies import Networks
@@ -126,6 +128,29 @@ def test_a_job_that_gets_further_is_not_given_up_however_often_its_learner_dies(
     driver.run_episode()
     work_off(worker(often, tiny_networks))
     assert same(stored_weights(api, driver, 2), stored_weights(api, undisturbed, 2))
+
+
+def test_a_learner_that_loses_redis_over_and_over_has_not_died(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, learner, stop = ready_to_learn(api), worker(settings, tiny_networks), threading.Event()
+    lost = 0
+
+    def lose_redis(finetuner: Finetuner, count: int) -> None:
+        nonlocal lost
+        lost += 1
+        if lost > MAX_ATTEMPTS:
+            stop.set()
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("service.worker._RECONNECT_S", 0.0)
+        patch.setattr(Finetuner, "update", lose_redis)
+        learner.run(stop)
+    assert lost == MAX_ATTEMPTS + 1
+    learner.open()
+    work_off(learner)
+    assert driver.get("/finetuning")["updates"] == 12
 
 
 def test_sessions_beside_one_that_kills_its_learners_are_not_given_up(

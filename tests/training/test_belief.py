@@ -6,6 +6,7 @@ from tests.training.test_rollout import run
 from tests.training.tiny import LAYOUT, H, known_skills, world_config
 from tests.training.worlds import CountingWorld, TwoSidedWorld
 from training.belief import BeliefTrainer, Sightings, TrainedBelief
+from training.contract.errors import ConfigError
 from training.meta_training import MetaNetworks
 from training.relabelling import Relabeller
 
@@ -93,3 +94,9 @@ def test_one_task_alone_has_no_neighbours(tmp_path):
     config = world_config(belief=SMALL | {"updates": 2, "episodes": 4})
     networks = MetaNetworks.fresh(known_skills(config), LAYOUT, config.networks)
     assert BeliefTrainer(config, networks, TwoSidedWorld(), [(1,)], tmp_path).run().particles.shape == (40, 2)
+
+
+def test_without_any_reward_there_is_nothing_to_learn_from(meta_networks, tmp_path):
+    config = world_config(belief=SMALL | {"episodes": 2})
+    with pytest.raises(ConfigError, match=r"none of the 1 training tasks was rewarded .* raise belief.episodes \(now 2\)"):
+        BeliefTrainer(config, meta_networks, OnlyTheEndPays(6), [1000], tmp_path).run()
