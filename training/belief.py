@@ -177,7 +177,7 @@ class BeliefTrainer:
         known = np.flatnonzero([len(states) > 0 for states in sightings.rewarded])
         if not len(known):
             raise ConfigError(
-                f"a reward decoder learns from rewards, and none of the {len(sightings.rewarded)} training tasks was rewarded while exploring: "
+                f"a reward decoder learns from rewards, and none of the {len(sightings.rewarded)} training tasks was rewarded: "
                 f"raise belief.episodes (now {config.episodes}), or train the meta-policy for longer"
             )
         with RunLog(self.run_dir, "belief", config.updates, "updates") as log:
