@@ -3,6 +3,8 @@
 Actions and transitions advance separately: a client may act ahead and post transitions later (`service.recording`).
 """
 
+import numpy as np
+
 from service import schemas
 from service.observations import outside
 from service.policies import MetaPolicy, Networks
@@ -111,7 +113,8 @@ def begin_act(
 def finish_act(session: Session, step: int, state: Floats, wanted: Floats, networks: Networks) -> schemas.Action:
     """The second half: the action that was decoded [A], held inside the envelope, becomes the session's newest."""
     skill = session.skills[-1]
-    action, limited = networks.guard.limit(wanted, None if session.last_action is None else session.last_action.action)
+    before = None if session.last_action is None else np.array(session.last_action.action, np.float32)
+    action, limited = networks.guard.limit(wanted, before)
     session.act_step += 1
     session.last_action = LastAction(
         step,
