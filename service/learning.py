@@ -38,6 +38,7 @@ class Turn(Enum):
     """What a slice came to."""
 
     WORKED = auto()
+    INTERRUPTED = auto()
     CAUGHT_UP = auto()
 
 

@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG: Final = 1
 _STOP_TIMEOUT_S: Final = 10.0
 _MAX_DELAY_S: Final = 10.0
+_STARTED_S: Final = 3.0
+"""A process that lived for longer did not fail at its start, and is started again at once, however often others kill it."""
 
 Spawn = Callable[[], subprocess.Popen[bytes]]
 
@@ -89,7 +91,7 @@ class Supervised:
             if self._stopping.is_set():  # stop() may have come while the child was being made
                 process.terminate()
             code = process.wait()
-            delay_s = 0.1 if time.monotonic() - began > _MAX_DELAY_S else min(2 * delay_s, _MAX_DELAY_S)
+            delay_s = 0.1 if time.monotonic() - began > _STARTED_S else min(2 * delay_s, _MAX_DELAY_S)
             if self._stopping.wait(delay_s):
                 return
             _log.warning("%s (process %s) ended with %s; it is started again", self.name, process.pid, code)

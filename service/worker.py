@@ -95,10 +95,13 @@ class Worker:
         if not self._active:
             return False
         job = self._active.popleft()
-        if self._slice(job) is Turn.WORKED:
-            self._active.append(job)
-        else:
-            self._finish(job)
+        match self._slice(job):
+            case Turn.WORKED:
+                self._active.append(job)
+            case Turn.INTERRUPTED:  # first again: the first slice of a process is slow, and the same job would pay for it each time
+                self._active.appendleft(job)
+            case Turn.CAUGHT_UP:
+                self._finish(job)
         return True
 
     def hand_back(self) -> None:
@@ -186,7 +189,7 @@ class Worker:
             return job.learner.advance()
         except LeaseLost:
             self._renewed_at = -math.inf  # the next turn finds out whether it only ran out, or another learner has the session
-            return Turn.WORKED
+            return Turn.INTERRUPTED
         except ServiceError:
             self._learners.pop(job.learner.session_id, None)
             return Turn.CAUGHT_UP
