@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from training.methods.published import Curve
 from training.statistics import bootstrap_interval
 
-LATER: Final[dict[str, tuple[tuple[int, int], ...]]] = {"maze": ((45, 50), (50, 60), (90, 100)), "kitchen": ((50, 60), (90, 100))}
+LATER: Final[dict[str, tuple[tuple[int, int], ...]]] = {
+    "maze": ((15, 20), (20, 30), (30, 40), (45, 50), (50, 60), (90, 100)),
+    "kitchen": ((50, 60), (90, 100)),
+}
 """Blocks of later episodes, counted from 1, both ends included."""
 
 
@@ -70,8 +73,18 @@ def summarise(curves: Curves) -> dict[str, Any]:
         "episodes": int(curves.returns.shape[1]),
         "blocks": blocks,
         "phases": {phase: {"episodes": len(values), "mean": round(float(values.mean()), 4)} for phase, values in inside.items()},
+        "first_reward": _first_reward(curves.returns),
         "per_episode": curves.returns.mean(0).round(4).tolist(),
     }
+
+
+def _first_reward(returns: NDArray[np.float64]) -> dict[str, Any]:
+    """Of returns [runs, episodes]: how many runs had a reward within so many episodes, and the mean return after a run's first one."""
+    episodes = returns.shape[1]
+    seen = np.maximum.accumulate(returns > 0, 1)  # [runs, episodes] a reward came in this episode or before
+    after = returns[:, 1:][seen[:, :-1]]
+    within = {count: int(seen[:, count - 1].sum()) for count in (5, 10, 20, episodes) if count <= episodes}
+    return {"runs_within": within, "mean_after": round(float(after.mean()), 4) if len(after) else 0.0}
 
 
 def table(curves: Curves, published: Mapping[str, Curve]) -> str:
@@ -92,6 +105,9 @@ def table(curves: Curves, published: Mapping[str, Curve]) -> str:
         lines.append(_row(str(episode), f"{around:.2f}", *(f"{c[episode]:.2f}" if episode in c else "" for c in published.values())))
     lines += ["", *_head("phase", "episodes", "mean")]
     lines += [_row(phase, str(inside["episodes"]), f"{inside['mean']:.2f}") for phase, inside in summary["phases"].items()]
+    first = summary["first_reward"]
+    lines += ["", *_head("first reward within", "runs", "mean of the episodes after it")]
+    lines += [_row(f"{within} episodes", str(runs), f"{first['mean_after']:.2f}") for within, runs in first["runs_within"].items()]
     lines += ["", *_head("task", "conditioning", "five after", "last ten")]
     tasks, k = np.array(curves.tasks), curves.conditioning
     for task in dict.fromkeys(curves.tasks):

@@ -14,17 +14,10 @@ from training.contract.context import Floats
 from training.contract.exploration import Phase
 from training.finetuning import Finetuner
 from training.held_back import Estimate, Evidence, HeldEpisode, Numbers, estimate_change
+from training.replay import discounted_returns
 
 _SAMPLES: Final = 8
 _NOISE_SEED: Final = 0
-
-
-def open_policy(loaded: Loaded, version: int, networks: Networks, versions: VersionStore) -> MetaPolicy | None:
-    """A version of the session's policy as the API runs it; None when its weights are no longer kept."""
-    if version == 0:
-        return networks.meta_policy
-    weights = versions.weights(loaded.keys, version)
-    return None if weights is None else networks.with_weights(weights, version)
 
 
 def log_chosen(
@@ -37,7 +30,7 @@ def log_chosen(
     """
     if record.phase is Phase.EXPLORING or loaded.session.deterministic or len(record.versions_used) != 1:
         return None
-    policy = open_policy(loaded, record.versions_used[0], networks, versions)
+    policy = versions.policy(loaded.keys, record.versions_used[0], networks)
     if policy is None or (policy.task_embedding is None and record.first_row == 0):
         return None
     embedding = networks.infer_task(context())[0] if policy.task_embedding is None else policy.task_embedding
@@ -79,7 +72,7 @@ def _evidence(finetuner: Finetuner, held: HeldEpisode, serving: MetaPolicy, embe
     noise = np.random.default_rng(_NOISE_SEED).standard_normal((_SAMPLES, *mean.shape)).astype(np.float32)
     drawn, served = mean.numpy() + std.numpy() * noise, served_mean + served_std * noise  # [samples, n, Z]
     return Evidence(
-        returned=_returns(held.rows[:, layout.reward], finetuner.config.discount),
+        returned=discounted_returns(held.rows[:, layout.reward], finetuner.config.discount),
         log_chosen=held.log_chosen.astype(np.float64),
         log_candidate=_log_normal(skills.numpy(), mean.numpy(), std.numpy()),
         log_serving=_log_normal(skills.numpy(), served_mean, served_std),
@@ -107,13 +100,5 @@ def _gaussians(policy: MetaPolicy, embedding: Floats, rows: Floats, networks: Ne
 
 def _log_normal(values: Floats, mean: Floats, std: Floats) -> Numbers:
     """Log density of a diagonal Gaussian, [n, Z] each -> [n]."""
-    deviation = (values.astype(np.float64) - mean) / std
-    return np.asarray((-0.5 * deviation**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum(-1), np.float64)
-
-
-def _returns(rewards: Floats, discount: float) -> Numbers:
-    """Discounted sums of what follows, [n]."""
-    returns, following = np.zeros(len(rewards)), 0.0
-    for step in range(len(rewards) - 1, -1, -1):
-        returns[step] = following = float(rewards[step]) + discount * following
-    return returns
+    value, loc, scale = (torch.from_numpy(array).double() for array in (values, mean, std))
+    return np.asarray(torch.distributions.Normal(loc, scale, validate_args=False).log_prob(value).sum(-1).numpy(), np.float64)

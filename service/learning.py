@@ -17,7 +17,7 @@ import torch
 
 from service.acting import learning_due
 from service.guards import PARITY_STATES, find_fault
-from service.held_back_check import judge, log_chosen, no_worse, numbers, open_policy, told
+from service.held_back_check import judge, log_chosen, no_worse, numbers, told
 from service.policies import Networks, PolicyWeights
 from service.session_state import EpisodeRecord, Loaded
 from service.sessions import SessionStore
@@ -35,7 +35,7 @@ class LeaseLost(Exception):
 
 
 class Turn(Enum):
-    """What a slice came to."""
+    """What a slice came to; interrupted: the lease was lost on the way."""
 
     WORKED = auto()
     INTERRUPTED = auto()
@@ -164,7 +164,7 @@ class SessionLearner:
         self._checkpoint_at = time.monotonic()
 
     def _judge(self, loaded: Loaded, finetuner: Finetuner) -> Estimate | None:
-        serving = open_policy(loaded, loaded.current_version, self._networks, self._stores.versions)
+        serving = self._stores.versions.policy(loaded.keys, loaded.current_version, self._networks)
         return None if serving is None else judge(finetuner, serving, self._networks)
 
     def _save(self, loaded: Loaded, finetuner: Finetuner) -> None:

@@ -1,6 +1,7 @@
 """``python -m service sessions ls|show|export|replay|delete``: looking after the sessions of a Redis, beside the service or without it."""
 
 import argparse
+import functools
 import sys
 import warnings
 from pathlib import Path
@@ -92,13 +93,11 @@ def _replay(store: SessionStore, options: argparse.Namespace) -> int:
 
 
 def _policies(store: SessionStore, loaded: Loaded, networks: Networks) -> Policies:
-    versions, ready = VersionStore(store.redis), {0: networks.meta_policy}
-    fits = networks.digest == loaded.session.digest
+    versions, fits = VersionStore(store.redis), networks.digest == loaded.session.digest
 
+    @functools.cache
     def policy(version: int) -> MetaPolicy | None:
-        if version not in ready and fits and (weights := versions.weights(loaded.keys, version)) is not None:
-            ready[version] = networks.with_weights(weights, version)
-        return ready.get(version)
+        return versions.policy(loaded.keys, version, networks) if fits or version == 0 else None
 
     return policy
 

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(default=64, gt=0, description="requests that an API process has at a time; more are refused with 503")
     requests_per_s: float = Field(default=0, ge=0, description="that an API process takes from all callers together; 0: no limit")
     requests_per_s_per_token: float = Field(default=10_000, ge=0, description="that it takes from tokens of one name; 0: no limit")
-    max_sessions: int = Field(default=10_000, gt=0, description="sessions that may be open")
+    max_sessions: int = Field(default=100_000, gt=0, description="sessions that may be open")
     max_sessions_per_token: int = Field(default=1000, gt=0, description="sessions that tokens of one name may have open")
     reap_interval_s: float = Field(default=30.0, gt=0, description="time between two looks for expired sessions")
     drain_s: float = Field(default=5.0, gt=0, description="how long a stopping API process waits for the replies that are under way")

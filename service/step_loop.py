@@ -257,10 +257,10 @@ class StepLoop:
         return task
 
     def _read_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
-        weights = self._versions.weights(loaded.keys, version)
-        if weights is None:
+        policy = self._versions.policy(loaded.keys, version, networks)
+        if policy is None:
             raise UnknownVersion(f"the weights of policy version {version} are gone", received=version, action="Roll back to another.")
-        return networks.with_weights(weights, version)
+        return policy
 
     def _loaded(self, wanted: tuple[str, int], done: asyncio.Task[MetaPolicy]) -> None:
         del self._loading[wanted]

@@ -15,7 +15,7 @@ from redis import Redis
 
 from service.errors import UnknownVersion
 from service.keys import COUNTERS, SessionKeys
-from service.policies import PolicyWeights
+from service.policies import MetaPolicy, Networks, PolicyWeights
 from service.schemas import LearningState, PolicyEvent, PolicyVersion, VersionStatus
 
 Numbers = dict[str, float | None]
@@ -197,6 +197,13 @@ class VersionStore:
         """The weights of a version; None when they are gone."""
         data = cast(bytes | None, self.redis.hget(keys.weights, str(version)))
         return PolicyWeights.from_bytes(data) if data else None
+
+    def policy(self, keys: SessionKeys, version: int, networks: Networks) -> MetaPolicy | None:
+        """A version as it acts, 0 being the bundle's own; None when its weights are gone."""
+        if version == 0:
+            return networks.meta_policy
+        weights = self.weights(keys, version)
+        return None if weights is None else networks.with_weights(weights, version)
 
     def report(self, keys: SessionKeys, learner: str, **fields: str | int | bytes) -> bool:
         """Write progress; False when this learner does not hold the session (any more)."""

@@ -51,6 +51,7 @@ class ActiveJob:
     deaths: int = 0
     """Learners that died while they worked on it, one after the other, when this one took it."""
     begun: bool = False
+    interrupted: bool = False
 
 
 class Worker:
@@ -98,8 +99,13 @@ class Worker:
         match self._slice(job):
             case Turn.WORKED:
                 self._active.append(job)
-            case Turn.INTERRUPTED:  # first again: the first slice of a process is slow, and the same job would pay for it each time
+            case Turn.INTERRUPTED if (
+                not job.interrupted
+            ):  # first again: a process's first slice is slow, and this job would always pay for it
+                job.interrupted = True
                 self._active.appendleft(job)
+            case Turn.INTERRUPTED:
+                self._active.append(job)
             case Turn.CAUGHT_UP:
                 self._finish(job)
         return True

@@ -5,9 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.contract.context import ContextLayout, Floats
+
+
+def discounted_returns(rewards: Floats, discount: float) -> NDArray[np.float64]:
+    """Discounted sums of an episode's rewards [n] from each transition to the end, [n]."""
+    returns, following = np.zeros(len(rewards)), 0.0
+    for step in range(len(rewards) - 1, -1, -1):
+        returns[step] = following = float(rewards[step]) + discount * following
+    return returns
 
 
 @dataclass(frozen=True)
@@ -77,13 +86,9 @@ class TaskReplay:
         if len(rows) > self.capacity:
             raise ValueError(f"an episode of {len(rows)} skill transitions does not fit a replay of {self.capacity}")
         rewards = rows[:, self.layout.reward]
-        returns = np.zeros(len(rows), np.float32)
-        following = 0.0
-        for step in range(len(rows) - 1, -1, -1):
-            returns[step] = following = rewards[step] + self.discount * following
         at = torch.from_numpy((self.added[task] + np.arange(len(rows))) % self.capacity)
         self.rows[task, at] = torch.from_numpy(rows)
-        self.discounted_return[task, at] = torch.from_numpy(returns)
+        self.discounted_return[task, at] = torch.from_numpy(discounted_returns(rewards, self.discount).astype(np.float32))
         self.episode_return[task, at] = float(rewards.sum())
         self.added[task] += len(rows)
         self._best[task] = self._rewarded[task] = None

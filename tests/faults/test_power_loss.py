@@ -42,6 +42,7 @@ def left_by_power_loss(bundle: Path, folder: Path, disk: Path, *, wait_s: float 
         kill([service.process.pid, *find(service, "all")])  # at once: nothing is synchronised on the way out
     with RunningService(bundle, after, "--no-learner") as service:
         reply = service.get(driver.path)
+        assert reply.status_code in (200, 404), reply.text  # 404: the session itself is lost
         return acknowledged, reply.json()["episodes_completed"] if reply.status_code == 200 else 0
 
 

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 from redis.exceptions import TimeoutError
 
 from service.jobs import MAX_ATTEMPTS
+from service.keys import SessionKeys
 from service.policies import Networks
 from service.settings import Settings
 from tests.conftest import Driver
@@ -175,3 +176,49 @@ def test_sessions_beside_one_that_kills_its_learners_are_not_given_up(
     work_off(worker(settings, tiny_networks))
     assert poison.get("/finetuning")["state"] == "failed"
     assert [driver.get("/finetuning")["updates"] for driver in others] == [12, 12]
+
+
+def test_a_learner_whose_lease_runs_out_in_its_first_slice_finishes_that_session_first(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = [ready_to_learn(api, seed=seed) for seed in (1, 2)]
+    store, update = api.app.state.parts.store, Finetuner.update
+    slow: list[Finetuner] = []
+
+    def lose_the_lease(finetuner: Finetuner, count: int) -> dict[str, float]:
+        losses = update(finetuner, count)
+        if not slow:
+            slow.append(finetuner)
+            store.redis.delete(SessionKeys(first.session["session_id"]).lease)
+        return losses
+
+    monkeypatch.setattr(Finetuner, "update", lose_the_lease)
+    learner = worker(settings, tiny_networks)
+    learner.turn(1)
+    assert slow
+    learner.turn(1)
+    assert (first.get("/finetuning")["updates"], second.get("/finetuning")["updates"]) == (6, 0)
+    learner.turn(1)
+    assert second.get("/finetuning")["updates"] == 3
+
+
+def test_a_session_whose_lease_runs_out_again_and_again_does_not_hold_up_the_others(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = [ready_to_learn(api, seed=seed) for seed in (1, 2)]
+    store, update = api.app.state.parts.store, Finetuner.update
+    slow: list[Finetuner] = []
+
+    def lose_the_lease(finetuner: Finetuner, count: int) -> dict[str, float]:
+        losses = update(finetuner, count)
+        if not slow or finetuner is slow[0]:
+            slow.append(finetuner)
+            store.redis.delete(SessionKeys(first.session["session_id"]).lease)
+        return losses
+
+    monkeypatch.setattr(Finetuner, "update", lose_the_lease)
+    learner = worker(settings, tiny_networks)
+    for _ in range(3):
+        learner.turn(1)
+    assert len(slow) == 2
+    assert second.get("/finetuning")["updates"] == 3
