@@ -106,8 +106,9 @@ def table(curves: Curves, published: Mapping[str, Curve]) -> str:
     lines += ["", *_head("phase", "episodes", "mean")]
     lines += [_row(phase, str(inside["episodes"]), f"{inside['mean']:.2f}") for phase, inside in summary["phases"].items()]
     first = summary["first_reward"]
-    lines += ["", *_head("first reward within", "runs", "mean of the episodes after it")]
-    lines += [_row(f"{within} episodes", str(runs), f"{first['mean_after']:.2f}") for within, runs in first["runs_within"].items()]
+    lines += ["", *_head("first reward", "runs")]
+    lines += [_row(f"within {within} episodes", str(runs)) for within, runs in first["runs_within"].items()]
+    lines += ["", f"Mean of all episodes after a run's first reward: {first['mean_after']:.2f}."]
     lines += ["", *_head("task", "conditioning", "five after", "last ten")]
     tasks, k = np.array(curves.tasks), curves.conditioning
     for task in dict.fromkeys(curves.tasks):

@@ -50,6 +50,13 @@ def test_the_table_sets_blocks_beside_the_mean_of_the_published_points_within_th
     assert "| b | 1.00 | 4.00 | 4.00 |" in text
 
 
+def test_the_first_reward_of_each_run_is_counted_and_what_follows_it_averaged():
+    runs = [("a", [0.0, 1.0, 0.0, 1.0] + [1.0] * 4), ("b", [0.0] * 7 + [1.0]), ("c", [0.0] * 8)]
+    curves = Curves.of(records("maze", 2, *runs), 8)
+    assert summarise(curves)["first_reward"] == {"runs_within": {5: 1, 8: 2}, "mean_after": 0.8333}
+    assert "| within 8 episodes | 2 |" in table(curves, {})
+
+
 def test_single_episodes_are_averaged_with_their_neighbours_on_the_same_side_of_the_end_of_conditioning():
     curves = Curves.of(records("maze", 20, ("a", [0.0] * 20 + [1.0] * 10)), 30)
     text = table(curves, {"other": {20: 0.5, 21: 0.6}})
