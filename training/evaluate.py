@@ -160,7 +160,7 @@ class TargetProtocol:
     def _plan(self, session: TargetSession, episode: int) -> EpisodePlan:
         config = self.config.evaluate
         phase = self._phase(session, episode)
-        asks = config.exploration.asks_posterior(phase, rewarded=session.rewarded)
+        posterior = self._posterior(session) if config.exploration.asks_posterior(phase, rewarded=session.rewarded) else None
         return plan_episode(
             phase,
             seed=session.seed,
@@ -168,15 +168,15 @@ class TargetProtocol:
             conditioning_episodes=config.conditioning_episodes,
             task_embedding_dim=self.spec.task_embedding_dim,
             exploration=config.exploration,
-            posterior=self._posterior(session) if asks else None,
-            candidates=self._candidates(session, episode) if asks and config.exploration is Exploration.BELIEF else None,
+            posterior=posterior,
+            candidates=None if posterior is None else self._candidates(session, episode, *posterior),
         )
 
-    def _candidates(self, session: TargetSession, episode: int) -> Floats | None:
-        """Embeddings [n, E] that take turns once there was a reward."""
-        if self.belief is None:
+    def _candidates(self, session: TargetSession, episode: int, mean: Floats, scale: Floats) -> Floats | None:
+        """Embeddings [n, E] of the posterior (mean and scale [E]) that take turns; None where sessions do not explore by a belief."""
+        if self.belief is None or self.config.evaluate.exploration is not Exploration.BELIEF:
             return None
-        spec, (mean, scale) = self.spec, self._posterior(session)
+        spec = self.spec
         rows = np.concatenate(session.context)
         rewarded = rows[rows[:, self.layout.reward] != 0][:, self.layout.next_state]
         count = turns(spec.episode_steps, spec.skill_horizon)
