@@ -24,6 +24,7 @@ from service.gate import Gate, Waiting
 from service.idempotency import CreatedSessions
 from service.inference_protocol import inference
 from service.jobs import JobQueue
+from service.lane import Lane
 from service.learner_metrics import LearnerMetrics
 from service.limits import SessionCap
 from service.metrics import Metrics
@@ -78,6 +79,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
     app.state.in_flight = lambda: 0  # the server says how many requests it has
+    app.state.lane = None if settings.tracing or settings.access_log else Lane(app, parts)  # spans and lines are made by the application
     for router in (control, sessions, bundle_routes, operation, streams, batches, openpi, inference, token_routes):
         app.include_router(router)
     app.add_middleware(Doorway, doors=parts.doors, refuse=partial(problem, metrics=parts.metrics))
@@ -92,7 +94,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
 def _stack(app: FastAPI, build: Callable[[], ASGIApp]) -> ASGIApp:
     """Framing around everything; then the middleware that was added; then the control loop's calls beside FastAPI's own stack."""
     added, app.user_middleware = app.user_middleware, []
-    stack: ASGIApp = ControlCalls(build(), control.routes, app.exception_handlers)
+    stack: ASGIApp = ControlCalls(build(), [*control.routes, *batches.routes], app.exception_handlers)
     for middleware, args, options in reversed(added):
         stack = middleware(stack, *args, **options)
     return Framing(stack)
