@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     set_up_logs(settings.log_format, settings.log_level)
     with os.fdopen(options.report_fd, "w") as report:
         try:
-            bundles = load_bundles(settings.bundles, envelope=settings.envelope)
+            bundles = load_bundles(settings)
             app = create_app(settings, bundles)
         except SkilletError as error:
             report.write(json.dumps({"error": str(error)}) + "\n")

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -47,6 +46,7 @@ from service.tracing import Tracing, open_provider
 from service.versions import VersionStore
 from service.wire import answer_errors, problem
 from training.contract.bundle import Bundle
+from training.contract.signature import PublicKey
 
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}  # asking whether it is on costs 0.01 ms a request
 _DESCRIPTION = """Serves robot policies that adapt.
@@ -61,9 +61,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     """
     if settings.redis_url is None:
         raise StartupError("the API needs a Redis: set SKILLET_REDIS_URL, or start it with 'python -m service', which brings one")
-    parts, watch = _assemble(
-        settings, settings.redis_url, bundles if bundles is not None else load_bundles(settings.bundles, envelope=settings.envelope)
-    )
+    parts, watch = _assemble(settings, settings.redis_url, bundles if bundles is not None else load_bundles(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -109,16 +107,17 @@ def _add_middleware(app: FastAPI, settings: Settings, parts: Parts) -> None:
         app.add_middleware(Tracing, provider=open_provider())
 
 
-def load_bundles(paths: tuple[Path, ...], *, envelope: bool = True) -> dict[str, Networks]:
-    """Check and load bundles by name; ``envelope``: hold actions inside the safety envelopes that they carry.
+def load_bundles(settings: Settings) -> dict[str, Networks]:
+    """Check and load the bundles by name.
 
-    Raises BundleError, or StartupError for none or two of one name.
+    Raises BundleError, KeyFileError, or StartupError for none or two of one name.
     """
-    if not paths:
+    if not settings.bundles:
         raise StartupError("no bundle to serve: pass --bundle DIR, for example --bundle bundles/maze")
     found: dict[str, Networks] = {}
-    for path in paths:
-        networks = Networks(Bundle.load(path), envelope=envelope)
+    keys = [PublicKey.read(file) for file in settings.bundle_keys]
+    for path in settings.bundles:
+        networks = Networks(Bundle.load(path, keys), envelope=settings.envelope)
         name = networks.bundle.manifest.name
         if name in found:
             raise StartupError(f"two bundles are named {name}: {found[name].bundle.path} and {path}; serve one of them")
