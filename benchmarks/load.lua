@@ -1,6 +1,6 @@
 -- Load for wrk: each thread drives a walk of its own, request by request, and never asks for a step twice.
 -- Arguments: a plan, whose lines are "path first_step steps" (one walk each; thread k of n takes lines k, k + n, ...), the number of
--- threads, and the request's body with %d where the step goes. Prints one JSON line at the end.
+-- threads, and the request's body with %d wherever the step goes. Prints one JSON line at the end.
 
 local threads = 0
 
@@ -32,7 +32,7 @@ function request()
   elseif current.next > current.last then
     wrk.thread:stop()
   end
-  local body = string.format(body_format, current.next)
+  local body = body_format:gsub("%%d", current.next)
   if probed then current.next = current.next + 1 end
   probed = true
   return "POST " .. current.path .. " HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "

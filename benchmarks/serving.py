@@ -20,9 +20,12 @@ from pathlib import Path
 from benchmarks.http_load import Load, Walk, drive
 from benchmarks.peers import PEERS
 from benchmarks.processes import START_TIMEOUT_S, family, free_port, peak_mb, started, uvicorn
+from benchmarks.python_rows import FLOOR, python_rows
 from benchmarks.servers.decoder import BUNDLE
 from benchmarks.skillet_service import SkilletService, act_body, observation_of, step_body
+from benchmarks.stream import measure as measure_calls
 
+BATCH = 32
 ACTS = 40
 """Steps that one session acts without an outcome in the row of `act`: then comes the next session."""
 
@@ -31,18 +34,25 @@ Walks = Callable[[int, int], Sequence[Walk]]
 
 @dataclass(frozen=True)
 class Row:
-    """One way to get actions, ready to be measured: ``walks(connections, seconds)`` makes what a run drives along."""
+    """One way to get actions, ready to be measured: ``walks(connections, seconds)`` makes what a run drives along.
+
+    ``steps``: how many control steps a request makes; with more than one it is driven over one connection only.
+    """
 
     name: str
     port: int
     body: str
     pid: int
     walks: Walks
+    steps: int = 1
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A row's figures: medians over the rounds; ``to_floor`` is the ratio of p50 to the floor's within a round."""
+    """A row's figures: medians over the rounds; ``to_floor`` is the ratio of p50 to the floor's within a round.
+
+    Times are of a request, ``per_s`` counts control steps.
+    """
 
     name: str
     connections: int
@@ -68,8 +78,24 @@ class Stepping:
         return [Walk(f"{path}/step", self._service.get(path)["step"] - 1) for path in self._paths[:connections]]
 
 
-def rows_of(bundle: Path, folder: Path, stack: ExitStack, *, peers: Sequence[str]) -> list[Row]:
-    """Start every server."""
+class SteppingTogether:
+    """Sessions that go on step by step, one request for a step of all."""
+
+    def __init__(self, service: SkilletService, count: int) -> None:
+        self._service, self._paths = service, [service.open_session() for _ in range(count)]
+        observation = observation_of(service.bundle)
+        for path in self._paths:
+            service.post(f"{path}/act", json.loads(act_body(observation) % 0))
+        outcome = step_body(observation)[1:]
+        self.body = f'{{"items": [{", ".join(f"""{{"session_id": "{path.rpartition("/")[2]}", {outcome}""" for path in self._paths)}]}}'
+
+    def __call__(self, connections: int, seconds: int) -> list[Walk]:
+        """From where they stand."""
+        return [Walk("/v1/step", self._service.get(self._paths[0])["step"] - 1)]
+
+
+def rows_of(bundle: Path, folder: Path, stack: ExitStack, *, peers: Sequence[str]) -> tuple[SkilletService, list[Row]]:
+    """Start every server. Returns Skillet's too."""
     act = act_body(observation_of(bundle))
     rows = [_asgi(name, app, bundle, folder, stack) for name, app in (("bare ASGI (floor)", "floor"), ("plain FastAPI", "plain_fastapi"))]
     service = SkilletService(bundle, folder, stack)
@@ -79,7 +105,9 @@ def rows_of(bundle: Path, folder: Path, stack: ExitStack, *, peers: Sequence[str
 
     rows.append(Row("Skillet act", service.port, act, service.pid, act_walks))
     rows.append(Row("Skillet step", service.port, step_body(observation_of(bundle)), service.pid, Stepping(service)))
-    return rows + _peers(bundle, folder, stack, peers)
+    together = SteppingTogether(service, BATCH)
+    rows.append(Row(f"Skillet step, B={BATCH}", service.port, together.body, service.pid, together, BATCH))
+    return service, rows + _peers(bundle, folder, stack, peers)
 
 
 def _asgi(name: str, app: str, bundle: Path, folder: Path, stack: ExitStack) -> Row:
@@ -126,6 +154,7 @@ def _await_answers(row: Row) -> None:
 
 def measure(rows: Sequence[Row], connections: int, rounds: int, seconds: int) -> list[Figures]:
     """Drive the rows in turn, ``rounds`` times, after a warm-up of a second each."""
+    rows = [row for row in rows if row.steps == 1 or connections == 1]
     found: dict[str, list[Load]] = {row.name: [] for row in rows}
     for number in range(rounds + 1):
         for row in rows:
@@ -139,12 +168,27 @@ def measure(rows: Sequence[Row], connections: int, rounds: int, seconds: int) ->
 def _summary(row: Row, loads: Sequence[Load], floor: Sequence[Load], connections: int) -> Figures:
     to_floor = statistics.median(load.p50_ms / below.p50_ms for load, below in zip(loads, floor, strict=True))
     p50_ms, p99_ms, per_s = (statistics.median(getattr(load, name) for load in loads) for name in ("p50_ms", "p99_ms", "per_s"))
-    return Figures(row.name, connections, to_floor, p50_ms, p99_ms, per_s, peak_mb(family(row.pid)))
+    return Figures(row.name, connections, to_floor, p50_ms, p99_ms, per_s * row.steps, peak_mb(family(row.pid)))
+
+
+def measure_python(service: SkilletService, floor_port: int, rounds: int, stack: ExitStack) -> list[Figures]:
+    """The rows that a Python client drives; their floor is its own."""
+    rows = python_rows(service, floor_port, service.bundle, stack)
+    times = measure_calls({name: call for name, (call, _) in rows.items()}, rounds)
+    found = []
+    for name, blocks in times.items():
+        every = sorted(1e3 * value for block in blocks for value in block)
+        medians = zip(map(statistics.median, blocks), map(statistics.median, times[FLOOR]), strict=True)
+        p50_ms, p99_ms = statistics.median(every), every[int(0.99 * len(every))]
+        per_s = rows[name][1] * len(every) / sum(every) * 1e3
+        memory = peak_mb(family(service.pid)) if name.startswith("Skillet") else 0.0
+        found.append(Figures(name, 1, statistics.median(one / floor for one, floor in medians), p50_ms, p99_ms, per_s, memory))
+    return found
 
 
 def table(figures: Sequence[Figures]) -> str:
     """As Markdown."""
-    lines = ["| | connections | p50 / floor | p50 ms | p99 ms | requests/s | peak MB |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | connections | p50 / floor | p50 ms | p99 ms | steps/s | peak MB |", "|---|---|---|---|---|---|---|"]
     for each in figures:
         numbers = f"{each.to_floor:.2f} | {each.p50_ms:.3f} | {each.p99_ms:.3f} | {each.per_s:,.0f} | {each.peak_mb:.0f}"
         lines.append(f"| {each.name} | {each.connections} | {numbers} |")
@@ -162,7 +206,7 @@ def plot(figures: Sequence[Figures], file: Path) -> None:
     chosen, axes = plt.subplots(1, 2, figsize=(11, 0.5 + 0.45 * len({each.name for each in figures})), sharey=True)
     for axis, connections, field, label in (
         (axes[0], least, "to_floor", f"p50 / bare ASGI, {least} connection(s)"),
-        (axes[1], most, "per_s", f"requests/s, {most} connection(s)"),
+        (axes[1], most, "per_s", f"steps/s, {most} connection(s)"),
     ):
         rows = [each for each in figures if each.connections == connections]
         colours = ["tab:blue" if each.name.startswith("Skillet") else "silver" for each in rows]
@@ -185,20 +229,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2, help="of one row in one round")
     parser.add_argument("--peers", nargs="*", default=[peer.name for peer in PEERS], help="other servers; without a name: none")
+    parser.add_argument("--blocks", type=int, default=10, help="of 200 calls, for each row of the Python client; 0: none of these rows")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here")
     options = parser.parse_args()
     figures: list[Figures] = []
+    by_python: list[Figures] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="serving-")))
-        rows = rows_of(options.bundle, folder, stack, peers=options.peers)
+        service, rows = rows_of(options.bundle, folder, stack, peers=options.peers)
         for connections in options.connections:
             figures += measure(rows, connections, options.rounds, options.seconds)
-    print(table(figures))
+        print(table(figures), flush=True)
+        if options.blocks:
+            by_python = measure_python(service, rows[0].port, options.blocks, stack)
+            print(f"\nOver one connection of a Python client, whose floor is another:\n\n{table(by_python)}")
+            figures += by_python
+    python_names = {each.name for each in by_python}
     if options.json:
         options.json.write_text(json.dumps([asdict(each) for each in figures], indent=1) + "\n")
     if options.plot:
-        plot(figures, options.plot)
+        plot([each for each in figures if each.name not in python_names], options.plot)
 
 
 if __name__ == "__main__":

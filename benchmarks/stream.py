@@ -180,9 +180,13 @@ def _step_frame(step: int, observation: list[float]) -> dict[str, Any]:
 
 
 def _exchange(connection: Connection, frame: dict[str, Any]) -> Any:
-    stop_at = time.monotonic() + 10.0
-    connection.send(msgspec.msgpack.encode(frame), stop_at)
-    return msgspec.msgpack.decode(connection.receive(stop_at))
+    connection.send(msgspec.msgpack.encode(frame), stop_at())
+    return msgspec.msgpack.decode(connection.receive(stop_at()))
+
+
+def stop_at() -> float:
+    """Until when a call is waited for."""
+    return time.monotonic() + 10.0
 
 
 def measure(rows: dict[str, Row], rounds: int) -> dict[str, list[list[float]]]:

@@ -30,6 +30,7 @@ from service.settings import Settings
 from service.storage import connect
 from training.contract.bundle import Bundle
 from training.contract.errors import SkilletError
+from training.contract.signature import PublicKey
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,6 +61,8 @@ def read_settings(arguments: list[str] | None) -> Settings:
     """Settings from the environment, overridden by the command line. Raises StartupError for a value that does not fit."""
     parser = argparse.ArgumentParser("python -m service", description="Serve adapting policies.")
     parser.add_argument("--bundle", dest="bundles", action="append", type=Path, help="bundle directory; may be given again")
+    parser.add_argument("--bundle-key", dest="bundle_keys", action="append", type=Path,
+                        help="public key (Ed25519, PEM): refuse bundles that it did not sign; may be given again")  # fmt: skip
     parser.add_argument("--port", type=int, help="default 8000; 0 takes any free port")
     parser.add_argument("--host", help="default 127.0.0.1: this machine only")
     parser.add_argument("--insecure-no-auth", action="store_const", const=True, help="ask nobody for a token, wherever it listens")
@@ -99,8 +102,9 @@ def _check_bundles(settings: Settings) -> None:
     """Before anything is started. The API processes check what the graphs answer."""
     if not settings.bundles:
         raise StartupError("no bundle to serve: pass --bundle DIR, for example --bundle bundles/maze")
+    keys = [PublicKey.read(file) for file in settings.bundle_keys]
     for path in settings.bundles:
-        Bundle.load(path)
+        Bundle.load(path, keys)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -206,6 +210,8 @@ def _learner(settings: Settings, redis_url: str, index: int) -> Supervised:
     command = [sys.executable, "-m", "service.worker", "--name", name]
     for bundle in settings.bundles:
         command += ["--bundle", str(bundle)]
+    for key in settings.bundle_keys:
+        command += ["--bundle-key", str(key)]
     environment = {**os.environ, "SKILLET_REDIS_URL": redis_url, "OMP_NUM_THREADS": "1"}
 
     def spawn() -> subprocess.Popen[bytes]:

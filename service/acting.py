@@ -3,8 +3,6 @@
 Actions and transitions advance separately: a client may act ahead and post transitions later (`service.recording`).
 """
 
-import numpy as np
-
 from service import schemas
 from service.observations import outside
 from service.policies import MetaPolicy, Networks
@@ -113,8 +111,7 @@ def begin_act(
 def finish_act(session: Session, step: int, state: Floats, wanted: Floats, networks: Networks) -> schemas.Action:
     """The second half: the action that was decoded [A], held inside the envelope, becomes the session's newest."""
     skill = session.skills[-1]
-    before = None if session.last_action is None else np.array(session.last_action.action, np.float32)
-    action, limited = networks.guard.limit(wanted, before)
+    action, limited = networks.guard.limit(wanted, None if session.last_action is None else session.last_action.action)
     session.act_step += 1
     session.last_action = LastAction(
         step,

@@ -24,7 +24,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app, load_bundles
-from service.http_protocol import LimitedHttpProtocol
+from service.direct_http import DirectHttp
+from service.direct_stream import DirectStream
+from service.lane import Lane
 from service.logs import set_up_logs
 from service.settings import Settings
 from training.contract.errors import SkilletError
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     set_up_logs(settings.log_format, settings.log_level)
     with os.fdopen(options.report_fd, "w") as report:
         try:
-            bundles = load_bundles(settings.bundles, envelope=settings.envelope)
+            bundles = load_bundles(settings)
             app = create_app(settings, bundles)
         except SkilletError as error:
             report.write(json.dumps({"error": str(error)}) + "\n")
@@ -55,35 +57,39 @@ def main(arguments: list[str] | None = None) -> int:
     gc.collect()
     gc.freeze()  # what was loaded stays: the collector need not look through it in the middle of a step
     slot = _await_slot(options.slots)
-    _Server(app, settings, slot.close).run(sockets=[socket.socket(fileno=options.listen_fd)])
+    Server(app, settings, slot.close).run(sockets=[socket.socket(fileno=options.listen_fd)])
     return 0
 
 
-class _Server(uvicorn.Server):
+def config_of(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the application is served."""
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http=DirectHttp,
+        ws=DirectStream,
+        ws_max_size=app.state.max_body_bytes,
+        ws_per_message_deflate=False,
+        ws_ping_timeout=_KEEP_ALIVE_S,
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+    )
+
+
+class Server(uvicorn.Server):
     """uvicorn that drains: when it stops, the process that stands by takes over at once; waiting requests are answered, new ones
     refused."""
 
     def __init__(self, app: FastAPI, settings: Settings, hand_over: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                http=LimitedHttpProtocol,
-                ws="websockets-sansio",
-                ws_max_size=app.state.max_body_bytes,
-                ws_per_message_deflate=False,
-                ws_ping_timeout=_KEEP_ALIVE_S,
-                access_log=False,
-                log_config=None,
-                log_level="warning",
-                timeout_graceful_shutdown=math.ceil(settings.drain_s),
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                ssl_certfile=settings.tls_cert,
-                ssl_keyfile=settings.tls_key,
-            )
-        )
+        super().__init__(config_of(app, settings))
         self._app, self._hand_over = app, hand_over
-        app.state.in_flight = lambda: len(self.server_state.tasks)
+        lane: Lane | None = app.state.lane
+        app.state.in_flight = lambda: len(self.server_state.tasks) + (0 if lane is None else len(lane))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop."""

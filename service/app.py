@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -24,6 +23,7 @@ from service.gate import Gate, Waiting
 from service.idempotency import CreatedSessions
 from service.inference_protocol import inference
 from service.jobs import JobQueue
+from service.lane import Lane
 from service.learner_metrics import LearnerMetrics
 from service.limits import SessionCap
 from service.metrics import Metrics
@@ -46,6 +46,7 @@ from service.tracing import Tracing, open_provider
 from service.versions import VersionStore
 from service.wire import answer_errors, problem
 from training.contract.bundle import Bundle
+from training.contract.signature import PublicKey
 
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}  # asking whether it is on costs 0.01 ms a request
 _DESCRIPTION = """Serves robot policies that adapt.
@@ -60,9 +61,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     """
     if settings.redis_url is None:
         raise StartupError("the API needs a Redis: set SKILLET_REDIS_URL, or start it with 'python -m service', which brings one")
-    parts, watch = _assemble(
-        settings, settings.redis_url, bundles if bundles is not None else load_bundles(settings.bundles, envelope=settings.envelope)
-    )
+    parts, watch = _assemble(settings, settings.redis_url, bundles if bundles is not None else load_bundles(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,6 +77,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
     app.state.max_body_bytes = settings.max_body_bytes
     app.state.stopping = False  # set when the server begins to stop: waiting requests are then answered at once
     app.state.in_flight = lambda: 0  # the server says how many requests it has
+    app.state.lane = None if settings.tracing or settings.access_log else Lane(app, parts)  # spans and lines are made by the application
     for router in (control, sessions, bundle_routes, operation, streams, batches, openpi, inference, token_routes):
         app.include_router(router)
     app.add_middleware(Doorway, doors=parts.doors, refuse=partial(problem, metrics=parts.metrics))
@@ -92,7 +92,7 @@ def create_app(settings: Settings, bundles: dict[str, Networks] | None = None) -
 def _stack(app: FastAPI, build: Callable[[], ASGIApp]) -> ASGIApp:
     """Framing around everything; then the middleware that was added; then the control loop's calls beside FastAPI's own stack."""
     added, app.user_middleware = app.user_middleware, []
-    stack: ASGIApp = ControlCalls(build(), control.routes, app.exception_handlers)
+    stack: ASGIApp = ControlCalls(build(), [*control.routes, *batches.routes], app.exception_handlers)
     for middleware, args, options in reversed(added):
         stack = middleware(stack, *args, **options)
     return Framing(stack)
@@ -107,16 +107,17 @@ def _add_middleware(app: FastAPI, settings: Settings, parts: Parts) -> None:
         app.add_middleware(Tracing, provider=open_provider())
 
 
-def load_bundles(paths: tuple[Path, ...], *, envelope: bool = True) -> dict[str, Networks]:
-    """Check and load bundles by name; ``envelope``: hold actions inside the safety envelopes that they carry.
+def load_bundles(settings: Settings) -> dict[str, Networks]:
+    """Check and load the bundles by name.
 
-    Raises BundleError, or StartupError for none or two of one name.
+    Raises BundleError, KeyFileError, or StartupError for none or two of one name.
     """
-    if not paths:
+    if not settings.bundles:
         raise StartupError("no bundle to serve: pass --bundle DIR, for example --bundle bundles/maze")
     found: dict[str, Networks] = {}
-    for path in paths:
-        networks = Networks(Bundle.load(path), envelope=envelope)
+    keys = [PublicKey.read(file) for file in settings.bundle_keys]
+    for path in settings.bundles:
+        networks = Networks(Bundle.load(path, keys), envelope=settings.envelope)
         name = networks.bundle.manifest.name
         if name in found:
             raise StartupError(f"two bundles are named {name}: {found[name].bundle.path} and {path}; serve one of them")

@@ -44,13 +44,10 @@ async def _answer(request: Request, items: "list[schemas.ActOf] | list[schemas.T
     parts, started = parts_of(request), time.perf_counter()
     wanted: list[Item] = [*items]
     answers = await _let_in(request, wanted)
-    each_s = (time.perf_counter() - started) / len(items)
-    seconds = parts.metrics.act_seconds if isinstance(items[0], schemas.ActOf) else parts.metrics.step_seconds
-    results = []
-    for index, (item, answer) in enumerate(zip(wanted, answers, strict=True)):
-        seconds.observe(each_s)
-        results.append(_result(request, index, item, answer))
-    return reply(schemas.ManyResults(results))
+    seconds = parts.metrics.act_many_seconds if isinstance(items[0], schemas.ActOf) else parts.metrics.step_many_seconds
+    seconds.observe(time.perf_counter() - started)
+    pairs = enumerate(zip(wanted, answers, strict=True))
+    return reply(schemas.ManyResults([_result(request, index, item, answer) for index, (item, answer) in pairs]))
 
 
 async def _let_in(request: Request, items: list[Item]) -> list[Answer]:

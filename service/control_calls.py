@@ -10,36 +10,46 @@ from fastapi import Request, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-Endpoint = Callable[[Request, str], Awaitable[Response]]
 Handlers = Mapping[Any, Any]  # error class -> async function of request and error, as FastAPI keeps them
 _SESSIONS: Final = "/v1/sessions/"
 _CALLS: Final = "/v1/sessions/{session_id}/"
 
 
 class ControlCalls:
-    """Middleware, the innermost: answers what `routes` below a session answer to POST; errors go to the application's `handlers`."""
+    """Middleware, the innermost: answers what `routes` answer to POST, below a session or at a fixed path.
+
+    Errors go to the application's `handlers`.
+    """
 
     def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], handlers: Handlers) -> None:
         self._app, self._handlers = app, handlers
-        self._endpoints: dict[str, Endpoint] = {
-            route.path.removeprefix(_CALLS): route.endpoint
-            for route in routes
-            if isinstance(route, Route) and "POST" in (route.methods or ())
+        endpoints = {route.path: route.endpoint for route in routes if isinstance(route, Route) and "POST" in (route.methods or ())}
+        self._in_session: dict[str, Callable[[Request, str], Awaitable[Response]]] = {
+            path.removeprefix(_CALLS): endpoint for path, endpoint in endpoints.items() if path.startswith(_CALLS)
+        }
+        self._fixed: dict[str, Callable[[Request], Awaitable[Response]]] = {
+            path: endpoint for path, endpoint in endpoints.items() if "{" not in path
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a control loop's call; pass on everything else."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(_SESSIONS):
-            session_id, _, call = scope["path"][len(_SESSIONS) :].partition("/")
-            endpoint = self._endpoints.get(call)
-            if endpoint is not None:
-                await self._answer(endpoint, Request(scope, receive), session_id, send)
+        if scope["type"] == "http" and scope["method"] == "POST":
+            path: str = scope["path"]
+            if path.startswith(_SESSIONS):
+                session_id, _, call = path[len(_SESSIONS) :].partition("/")
+                if (in_session := self._in_session.get(call)) is not None:
+                    request = Request(scope, receive)
+                    await self._answer(in_session(request, session_id), request, send)
+                    return
+            elif (fixed := self._fixed.get(path)) is not None:
+                request = Request(scope, receive)
+                await self._answer(fixed(request), request, send)
                 return
         await self._app(scope, receive, send)
 
-    async def _answer(self, endpoint: Endpoint, request: Request, session_id: str, send: Send) -> None:
+    async def _answer(self, answering: Awaitable[Response], request: Request, send: Send) -> None:
         try:
-            response = await endpoint(request, session_id)
+            response = await answering
         except Exception as error:
             kind = next(kind for kind in type(error).__mro__ if kind in self._handlers)
             response = await self._handlers[kind](request, error)

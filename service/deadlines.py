@@ -8,18 +8,20 @@ counts as no delay, so the rest of a request's way is known whatever the network
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from fastapi import Request
 
 from service.errors import InvalidRequest
-from service.framing import header
+from service.framing import headers
 from service.session_errors import DeadlinePassed
 
 _WINDOW_MS: Final = 30_000.0  # clocks drift apart by some milliseconds a minute: what was quickest is forgotten after two windows
 _REMEMBERED: Final = 4096
+_BUDGET: Final = b"skillet-deadline-ms"
+_SENT: Final = b"skillet-sent-ms"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Deadline:
     at_ms: float
     budget_ms: float
     clock_ms: Callable[[], float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether it has passed."""
+        return self.clock_ms() > self.at_ms
 
     def check(self) -> None:
         """Raise DeadlinePassed when it has passed."""
@@ -60,10 +67,14 @@ class Deadlines:
 
     def read(self, request: Request, session_id: str) -> Deadline | None:
         """The request's deadline, None when it states none. Raises InvalidRequest for headers that are no numbers."""
-        budget = header(request.scope, b"skillet-deadline-ms")
+        return self.given(headers(request.scope), session_id)
+
+    def given(self, found: Mapping[bytes, bytes], session_id: str) -> Deadline | None:
+        """`read`, of headers by lower-case name."""
+        budget = found.get(_BUDGET)
         if budget is None:
             return None
-        sent = header(request.scope, b"skillet-sent-ms")
+        sent = found.get(_SENT)
         return self.of(
             session_id, _number(budget, "Skillet-Deadline-Ms"), None if sent is None else _number(sent, "Skillet-Sent-Ms", signed=True)
         )

@@ -14,6 +14,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DIGEST: Final = b"skillet-digest"
+REQUEST_ID: Final = b"x-request-id"
 _PROCESS = secrets.token_hex(5)
 _count = itertools.count()
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -37,18 +38,33 @@ def _asked(scope: Scope) -> bytes:
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """A header of the request, by its name in lower case."""
-    if (found := scope.get("skillet.headers")) is None:
+    return headers(scope).get(name)
+
+
+def headers(scope: Scope) -> dict[bytes, bytes]:
+    """All headers of the request by their names in lower case; of those that came twice, the last."""
+    found: dict[bytes, bytes] | None = scope.get("skillet.headers")
+    if found is None:
         found = scope["skillet.headers"] = dict(scope["headers"])
-    value: bytes | None = found.get(name)
-    return value
+    return found
 
 
 def request_id(scope: Scope) -> str:
     """The id of a request: the client's own (``X-Request-Id``), or a fresh one."""
     found: str | None = scope.get("skillet.request_id")
     if found is None:
-        found = scope["skillet.request_id"] = f"{_PROCESS}{next(_count):06x}"
+        found = scope["skillet.request_id"] = new_request_id()
     return found
+
+
+def new_request_id() -> str:
+    """A fresh id."""
+    return f"{_PROCESS}{next(_count):06x}"
+
+
+def given_request_id(value: bytes | None) -> str | None:
+    """The id that a client gave its request, if it can be used."""
+    return value.decode() if value is not None and _ID.fullmatch(value) else None
 
 
 class Framing:
@@ -69,9 +85,8 @@ class Framing:
 class _FramedReply:
     def __init__(self, scope: Scope, send: Send, started: float) -> None:
         self._scope, self._send, self._started = scope, send, started
-        own_id = header(scope, b"x-request-id")
-        if own_id is not None and _ID.fullmatch(own_id):
-            scope["skillet.request_id"] = own_id.decode()
+        if (own_id := given_request_id(header(scope, REQUEST_ID))) is not None:
+            scope["skillet.request_id"] = own_id
         self._digest = header(scope, DIGEST)
         self._start: Message | None = None
 
@@ -88,7 +103,7 @@ class _FramedReply:
 
     def _added(self, status: int, message: Message) -> list[tuple[bytes, bytes]]:
         took_ms = (time.perf_counter() - self._started) * 1000
-        added = [(b"server-timing", b"app;dur=%.3f" % took_ms), (b"x-request-id", request_id(self._scope).encode())]
+        added = [(b"server-timing", b"app;dur=%.3f" % took_ms), (REQUEST_ID, request_id(self._scope).encode())]
         if self._digest is not None and not message.get("more_body", False):
             added.append((DIGEST, digest(self._digest, _asked(self._scope), str(status).encode(), message.get("body", b""))))
         return added

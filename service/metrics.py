@@ -26,6 +26,8 @@ class Metrics:
         self.rollbacks = Counter("skillet_automatic_rollbacks", "Sessions that went back to an earlier policy version", registry=registry)
         self.act_seconds = self.seconds.labels("act")
         self.step_seconds = self.seconds.labels("step")
+        self.act_many_seconds = self.seconds.labels("act_many")
+        self.step_many_seconds = self.seconds.labels("step_many")
         self.transitions_seconds = self.seconds.labels("transitions")
 
         self._scraped = registry

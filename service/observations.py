@@ -1,12 +1,10 @@
 """Checking what a client says that its robot saw, against the bundle's spec and its safety envelope."""
 
-import struct
-
 import numpy as np
 
 from service.errors import InvalidObservation, ObservationOutOfRange
 from service.policies import Networks
-from training.contract.context import Floats
+from training.contract.context import Floats, unpack_vector
 
 
 def check_observation(values: list[float], networks: Networks, path: str) -> Floats:
@@ -23,12 +21,14 @@ def check_observation(values: list[float], networks: Networks, path: str) -> Flo
             received={"length": len(values)},
             action="Send one number for each name, in this order.",
         )
+    packing = networks.packing
     try:
-        state = np.frombuffer(struct.pack(f"<{len(values)}f", *values), np.float32)
+        packed = packing.pack(*values)
     except OverflowError:  # a number that float32 holds as infinite
         with np.errstate(over="ignore"):
-            state = np.array(values, np.float32)
-    if networks.guard.usual(state):
+            packed = np.array(values, np.float32).tobytes()
+    state = unpack_vector(packed)
+    if networks.guard.usual(packing.unpack(packed)):
         return state
     if not np.isfinite(state).all():
         index = int(np.flatnonzero(~np.isfinite(state))[0])
@@ -51,6 +51,6 @@ def check_observation(values: list[float], networks: Networks, path: str) -> Flo
 
 def outside(state: Floats, networks: Networks) -> list[str]:
     """Names of the entries of an observation [S] that are outside the envelope's usual range."""
-    if networks.guard.usual(state):
+    if networks.guard.usual(state.tolist()):
         return []
     return [networks.spec.observation.names[index] for index in networks.guard.outside(state)]

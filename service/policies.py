@@ -1,6 +1,8 @@
 """Networks of a bundle as ONNX graphs, and fine-tuned versions of its meta-policy. Pure functions of their arguments, no torch."""
 
+import struct
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +61,8 @@ class Networks:
         self.spec: ModelSpec = bundle.manifest.spec
         self.digest = bundle.manifest.digest
         self.guard = Guard(bundle.manifest.limits if envelope else Envelope.of_spec(self.spec))
+        self.packing = struct.Struct(f"<{self.spec.state_dim}f")
+        """Of an observation [S]."""
         self.layout = ContextLayout(self.spec.state_dim, self.spec.skill_dim)
         self._meta_policy_bytes = bundle.read(META_POLICY)
         graphs = self.graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS if file in bundle.manifest.files}
@@ -78,13 +82,18 @@ class Networks:
             return action
         return self._limits.hold(_finite(action, "action", 0))
 
-    def decode_many(self, states: Floats, skills: Floats) -> list[Floats]:
-        """`decode` of B pairs, states [B, S] and skills [B, Z], to the bit, in one call of the graph. What is not finite stays as it is."""
-        if self._decodes_alike:
-            (actions,) = self._decoder.run(states, skills)
+    def decode_many(self, pairs: Sequence[tuple[Floats, Floats]]) -> "list[Floats | None]":
+        """`decode` of each pair of state [S] and skill [Z], to the bit, in one call of the graph. None for what is not finite."""
+        if self._decodes_alike and len(pairs) > 1:
+            states, skills = zip(*pairs, strict=True)
+            actions = list(self._decoder.run(np.array(states), np.array(skills))[0])
         else:
-            actions = np.stack([self._decoder.run_one(state, skill)[0] for state, skill in zip(states, skills, strict=True)])
-        return [self._limits.hold(action) if np.isfinite(action).all() else action for action in actions]
+            actions = [self._decoder.run_one(state, skill)[0] for state, skill in pairs]
+        held = [self._limits.hold(action) for action in actions]
+        return [
+            kept if (kept is action and self._limits.bounded) or np.isfinite(action).all() else None
+            for action, kept in zip(actions, held, strict=True)
+        ]
 
     def _decode_alike(self) -> bool:
         """Whether this machine's decoder gives the same bits for many examples at once as for each alone."""

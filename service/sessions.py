@@ -6,7 +6,7 @@ Several API processes may serve the same session: a save goes through only if th
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import msgspec
@@ -121,24 +121,25 @@ class SessionStore:
         False when it is not as it was loaded any more (changed, given another policy version, closed), or when it was recalled and
         there is nothing to save, so that nobody has looked: load it and conclude again.
         """
-        call = self._call(loaded, changes)
-        if call is None:
-            return not loaded.recalled
-        if not self._save(*call):
-            return False
-        self._saved_as(loaded, call)
-        return True
+        return self.send_saves([(loaded, changes)])()[0]
 
-    def save_many(self, saves: Sequence[tuple[Loaded, Changes]]) -> list[bool]:
-        """`save` of several different sessions, in one round trip."""
+    def send_saves(self, saves: Sequence[tuple[Loaded, Changes]]) -> Callable[[], list[bool]]:
+        """Begin to `save` several different sessions, in one round trip. What it returns waits for the end, and is to be called."""
         calls = [self._call(loaded, changes) for loaded, changes in saves]
-        answers = iter(self._save.many([call for call in calls if call is not None]))
-        done = []
-        for (loaded, _), call in zip(saves, calls, strict=True):
-            done.append(not loaded.recalled if call is None else bool(next(answers)))
-            if call is not None and done[-1]:
-                self._saved_as(loaded, call)
-        return done
+        wait = self._save.send([call for call in calls if call is not None])
+
+        def finish() -> list[bool]:
+            answers, done = iter(wait()), []
+            for (loaded, _), call in zip(saves, calls, strict=True):
+                if call is None:
+                    done.append(not loaded.recalled)
+                    continue
+                done.append(bool(next(answers)))
+                if done[-1]:
+                    self._saved_as(loaded, call)
+            return done
+
+        return finish
 
     def _call(self, loaded: Loaded, changes: Changes) -> "_SaveCall | None":
         """Keys and arguments of the script that saves a session; None when nothing is to be saved."""

@@ -81,7 +81,7 @@ def _delete(store: SessionStore, options: argparse.Namespace) -> int:
 
 def _replay(store: SessionStore, options: argparse.Namespace) -> int:
     loaded = store.load(options.session_id)
-    (networks,) = load_bundles((options.bundle,)).values()
+    (networks,) = load_bundles(Settings(bundles=(options.bundle,))).values()
     found = replay(
         _blank(loaded.session), read_log(store.redis, loaded.keys), networks, _policies(store, loaded, networks), _context(store, loaded)
     )

@@ -15,6 +15,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SKILLET_", frozen=True, extra="forbid")
 
     bundles: tuple[Path, ...] = Field(default=(), description="bundle directories to serve; a session without a choice takes the first")
+    bundle_keys: tuple[Path, ...] = Field(
+        default=(), description="public keys (Ed25519, PEM): bundles that none of them signed are refused"
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
     insecure_no_auth: bool = Field(default=False, description="ask nobody for a token, wherever the service listens")

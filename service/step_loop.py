@@ -6,7 +6,7 @@ order of the requests gives.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -208,7 +208,7 @@ class StepLoop:
                 self.prepare(loaded, networks)
             changes = Changes()
             try:
-                reply = change(loaded, changes, networks, await self.policy_for(loaded, networks, wanted))
+                reply = change(loaded, changes, networks, await self._policy_for(loaded, networks, wanted))
             except ServiceError:
                 if not loaded.recalled:
                     raise
@@ -230,14 +230,22 @@ class StepLoop:
                 self._metrics.outside.inc()
         return answer
 
-    async def policy_for(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
-        """The policy that the next action needs; None when a running skill is kept."""
+    def policy_at_hand(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
+        """The policy that the next action needs; None when a running skill is kept. Raises LookupError when it has to be loaded first."""
         version = wanted(loaded, networks.spec.skill_horizon)
         if version is None:
             return None
         if version == 0:
             return networks.meta_policy
-        return self._policies.get(loaded.session.session_id, version) or await self._load_policy(loaded, networks, version)
+        if (policy := self._policies.get(loaded.session.session_id, version)) is None:
+            raise LookupError(version)
+        return policy
+
+    async def _policy_for(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
+        try:
+            return self.policy_at_hand(loaded, networks, wanted)
+        except LookupError as missing:
+            return await self._load_policy(loaded, networks, missing.args[0])
 
     async def _load_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
         return await asyncio.shield(self._loading_of(loaded, networks, version))
@@ -269,12 +277,21 @@ class StepLoop:
 
     def grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
         """Count what was saved, and start what follows from it."""
-        self._metrics.transitions.inc(changes.transitions)
-        if changes.rows:
-            self._metrics.skill_transitions.inc(len(changes.rows))
-        if changes.episode is not None:
-            self._metrics.episodes.inc()
-        self._adaptation.context_grew(loaded, changes, networks)
+        self.all_grew([(loaded, changes, networks)])
+
+    def all_grew(self, saved: Sequence[tuple[Loaded, Changes, Networks]]) -> None:
+        """`grew` of several sessions."""
+        metrics = self._metrics
+        counts = (
+            (metrics.transitions, sum(changes.transitions for _, changes, _ in saved)),
+            (metrics.skill_transitions, sum(len(changes.rows) for _, changes, _ in saved)),
+            (metrics.episodes, sum(changes.episode is not None for _, changes, _ in saved)),
+        )
+        for counter, count in counts:
+            if count:
+                counter.inc(count)
+        for loaded, changes, networks in saved:
+            self._adaptation.context_grew(loaded, changes, networks)
 
 
 def _began(session: Session) -> Began:

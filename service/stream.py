@@ -11,14 +11,17 @@ import secrets
 import time
 from typing import Any, Final
 
+import msgspec
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
-from service import frames, views
+from service import frames, schemas, views
 from service.deadlines import Deadline
+from service.direct_stream import EXTENSION, DirectStream
 from service.doors import caller_of
 from service.errors import InvalidRequest, ServiceError, Unauthorized
 from service.faults import Outages, as_problem
 from service.idempotency import check_key
+from service.lane import Lane
 from service.opening import create
 from service.parts import Parts
 from service.session_errors import Gone
@@ -75,17 +78,24 @@ class _Conversation:
         self._parts: Parts = websocket.app.state.parts
         self._name = secrets.token_hex(8)
         self._caller = caller_of(websocket)
+        self._lane: Lane | None = websocket.app.state.lane
         self._session_id: str | None = None
+        self._idle = False  # waits for a frame
+        self._direct: DirectStream | None = websocket.scope.get("extensions", {}).get(EXTENSION)
 
     async def run(self) -> None:
         """Answer frames until the connection ends."""
+        if self._direct is not None and self._lane is not None:
+            self._direct.take = self._take
         while True:
             try:
+                self._idle = True
                 async with asyncio.timeout(FIRST_FRAME_S if self._session_id is None else None):
                     message = await self._websocket.receive()
             except TimeoutError:
                 await self._websocket.close(SILENT, "no frame that opens or attaches to a session came")
                 return
+            self._idle = False
             if message["type"] == "websocket.disconnect":
                 return
             frame = message.get("bytes")
@@ -95,6 +105,23 @@ class _Conversation:
             if (code := await self._answer(frame, time.perf_counter())) is not None:
                 await self._websocket.close(code)
                 return
+
+    def _take(self, data: bytes) -> bool:
+        """Whether a frame will be answered the short way: an act or step that has nothing wrong with it."""
+        started, session_id = time.perf_counter(), self._session_id
+        if session_id is None or not self._idle or self._direct is None or self._lane is None:
+            return False
+        try:
+            frame = frames.decode(frames.unsealed(data) if self._digests else data)
+            if not isinstance(frame, frames.StepFrame | frames.ActFrame):
+                return False
+            method, path = _AS_REST[type(frame)]
+            self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(session_id))
+            deadline = self._deadline(session_id, frame)
+        except Exception:  # whatever it is: the frame gets its problem where all do
+            return False
+        self._lane.add(_FrameCall(self._direct, session_id, frame, deadline, started, data, digests=self._digests))
+        return True
 
     async def _answer(self, data: bytes, started: float) -> int | None:
         """Send the reply to a frame. Returns the code to close the connection with, if the frame's problem ends it."""
@@ -110,8 +137,7 @@ class _Conversation:
             status, body = problem.status, problem.problem(f"{self._name}.{frame_id}")
             if self._session_id is None or isinstance(problem, Gone | Unauthorized):
                 code = REFUSED + status
-        reply = frames.encode(frames.ReplyFrame(frame_id, status, round((time.perf_counter() - started) * 1000, 3), body))
-        await self._websocket.send_bytes(frames.sealed(reply, data[: frames.DIGEST_BYTES]) if self._digests else reply)
+        await self._websocket.send_bytes(_reply_to(data, frame_id, status, started, body, digests=self._digests))
         return code
 
     async def _call(self, frame: frames.AnyFrame) -> tuple[int, Any]:
@@ -174,3 +200,39 @@ class _Conversation:
             cause = None if isinstance(error, ServiceError) else error
             _log.error("frame %s.%d: %s: %s", self._name, frame_id, problem.code, problem.detail, exc_info=cause)
         return problem
+
+
+class _FrameCall:
+    """An act or step frame in the lane."""
+
+    def __init__(
+        self,
+        connection: DirectStream,
+        session_id: str,
+        frame: frames.StepFrame | frames.ActFrame,
+        deadline: Deadline | None,
+        started: float,
+        data: bytes,
+        *,
+        digests: bool,
+    ) -> None:
+        self._connection, self._id, self._data, self._digests = connection, frame.id, data, digests
+        self.session_id, self.request, self.deadline, self.started = session_id, frame.body, deadline, started
+        self._body = msgspec.Raw()
+
+    def prepare(self, answer: schemas.Action) -> None:
+        """Encode; the time that it took is not known yet."""
+        self._body = msgspec.Raw(frames.encode(answer))
+
+    def send(self) -> None:
+        """With the time in the service."""
+        self._connection.finish(_reply_to(self._data, self._id, 200, self.started, self._body, digests=self._digests))
+
+    def go_around(self) -> None:
+        """As it came."""
+        self._connection.go_around(self._data)
+
+
+def _reply_to(data: bytes, frame_id: int, status: int, started: float, body: Any, *, digests: bool) -> bytes:
+    reply = frames.encode(frames.ReplyFrame(frame_id, status, round((time.perf_counter() - started) * 1000, 3), body))
+    return frames.sealed(reply, data[: frames.DIGEST_BYTES]) if digests else reply

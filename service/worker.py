@@ -247,6 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m service.worker", description="Fine-tune sessions of the Redis at SKILLET_REDIS_URL.")
     parser.add_argument("--bundle", dest="bundles", action="append", type=Path, help="bundle directory; may be given again")
     parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="must differ between learners")
+    parser.add_argument("--bundle-key", dest="bundle_keys", action="append", type=Path, help="as of the service; may be given again")
     options = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -254,12 +255,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.nice(_NICENESS)
     torch.set_num_threads(1)
     try:
-        settings = Settings(**({"bundles": options.bundles} if options.bundles else {}))
+        settings = Settings(**{name: value for name in ("bundles", "bundle_keys") if (value := getattr(options, name))})
         set_up_logs(settings.log_format, settings.log_level)
         if settings.redis_url is None:
             raise StartupError("a learner needs the Redis of its service: set SKILLET_REDIS_URL")
         with connect(settings.redis_url, settings.redis_timeout_s) as redis:
-            Worker(settings, options.name, redis, load_bundles(settings.bundles)).run(stop)
+            Worker(settings, options.name, redis, load_bundles(settings)).run(stop)
     except SkilletError as error:
         sys.stderr.write(f"skillet learner: {error}\n")
         return 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from training.config import load_config, presets
 from training.contract.errors import SkilletError
 from training.methods.compare import compare
+from training.sign import sign_bundle
 from training.stages import STAGES, Run
 
 
@@ -18,7 +19,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m training",
         description="Train skills and a meta-policy from offline data, and export them as a bundle.",
         epilog=f"stages, in their order:\n{lines}\n  all        every stage; those that are complete are skipped\n"
-        "  compare    this method beside others on the unseen tasks (python -m training compare --help)\n\n"
+        "  compare    this method beside others on the unseen tasks (python -m training compare --help)\n"
+        "  sign       say who made a bundle (python -m training sign --help)\n\n"
         "A stage that was interrupted goes on from its checkpoint when it is started again.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,10 +35,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage, or all, or the comparison of methods. Returns the exit code."""
+    """Run one stage, or all, or the comparison of methods, or sign a bundle. Returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return compare(arguments[1:]) if arguments[:1] == ["compare"] else _run_stages(arguments)
+        match arguments:
+            case ["compare", *rest]:
+                return compare(rest)
+            case ["sign", *rest]:
+                return sign_bundle(rest)
+        return _run_stages(arguments)
     except SkilletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,10 @@
 """Ray Serve: ``python -m benchmarks.servers.ray_serve PORT``, in an environment that has it."""
 
+import os
 import signal
 import sys
+
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "100")  # a busy machine takes longer than the default of 30; read on import
 
 import ray
 from ray import serve

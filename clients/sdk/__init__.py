@@ -5,6 +5,7 @@ from clients.sdk.control_loop import Command, ControlLoop, OutageLadder
 from clients.sdk.edge import Decoder, OnnxDecoder
 from clients.sdk.edge_session import EdgeSession
 from clients.sdk.errors import ConnectionFailed, EpisodeState, InvalidObservation, ItemsRefused, ServiceError, SkilletError, UnexpectedReply
+from clients.sdk.http_wire import Reply
 from clients.sdk.models import (
     Action,
     Belief,
@@ -24,7 +25,7 @@ from clients.sdk.models import (
 )
 from clients.sdk.session import Session
 from clients.sdk.session_group import SessionGroup
-from clients.sdk.transport import HttpTransport, Reply, Transport
+from clients.sdk.transport import HttpTransport, Transport
 
 __all__ = [
     "Action",

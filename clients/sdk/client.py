@@ -28,9 +28,10 @@ from clients.sdk.errors import (
     UnexpectedReply,
     from_problem,
 )
+from clients.sdk.http_wire import Reply
 from clients.sdk.models import BundleSummary, SessionInfo, parse
 from clients.sdk.session import Session
-from clients.sdk.transport import HttpTransport, Reply, Transport
+from clients.sdk.transport import HttpTransport, Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _RETRIED_STATUS = frozenset({429, 502, 503, 504})

@@ -1,8 +1,8 @@
 """How a request reaches the service: a small protocol, and HTTP/1.1 over kept-alive connections.
 
-The standard library's HTTP client, not urllib3: it has about half the cost per request (0.17 to 0.23 ms against 0.35 to 0.43 on loopback,
-``python -m benchmarks.client_transport``), and tells exactly whether bytes of a request had left when it failed, on which safe retries
-stand.
+A socket of the standard library, opened by its HTTP client, not urllib3: it costs a fraction of it per request
+(``python -m benchmarks.client_transport``), and it is known exactly whether bytes of a request had left when it failed, on which safe
+retries stand.
 """
 
 import http.client
@@ -11,20 +11,13 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from clients.sdk.errors import ConnectionFailed, ConnectionLost, InvalidRequest, NothingListening, NotHttp, RequestTimeout, TlsMismatch
+from clients.sdk.http_wire import Reply, read_reply, write_request
 
 _TLS_RECORD = "\x15\x03"  # first bytes of a TLS alert, which a TLS server sends in answer to plain HTTP
-
-
-class Reply(NamedTuple):
-    """An HTTP reply, read to its end. Header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Transport(Protocol):
@@ -39,35 +32,6 @@ class Transport(Protocol):
         ...
 
 
-class _OneSegment:
-    """Mixed into a connection: a request's head and body leave together. Two segments wake the server twice, 0.05 ms more a step."""
-
-    _held: list[Any] | None = None
-
-    def request(self, *arguments: Any, **options: Any) -> None:
-        self._held = []
-        try:
-            super().request(*arguments, **options)  # type: ignore[misc]  # the connection's
-            request = b"".join(self._held)
-        finally:
-            self._held = None
-        self.send(request)
-
-    def send(self, data: Any) -> None:
-        if self._held is None:
-            super().send(data)  # type: ignore[misc]
-        else:
-            self._held.append(data)
-
-
-class _PlainConnection(_OneSegment, http.client.HTTPConnection):
-    """HTTP."""
-
-
-class _TlsConnection(_OneSegment, http.client.HTTPSConnection):
-    """HTTPS."""
-
-
 class HttpTransport:
     """HTTP/1.1 with kept-alive connections; safe to share between threads, each request takes an idle connection or opens one."""
 
@@ -80,24 +44,25 @@ class HttpTransport:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidRequest("the service's address cannot be used", expected="http://HOST:PORT or https://HOST:PORT", received=url)
         self.url = f"{parts.scheme}://{parts.netloc}"
+        self._host_header = parts.netloc.rpartition("@")[2]
         self._host, self._port, self.prefix = parts.hostname, port, parts.path.rstrip("/")
         self._tls = (tls or _tls_context(ca_file)) if parts.scheme == "https" else None
         self._idle: deque[http.client.HTTPConnection] = deque()
 
     def request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float) -> Reply:
         """Send and wait for the whole reply, whatever its status. Raises ConnectionFailed."""
+        request = write_request(method, self.prefix + path, self._host_header, body, headers)
         connection = self._take(timeout_s)
         try:
-            connection.request(method, self.prefix + path, body, headers)
-            response = connection.getresponse()
-            reply = Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+            connection.sock.sendall(request)
+            reply, reusable = read_reply(connection.sock, method)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._failure(error, timeout_s, request_sent=True) from error
         except BaseException:
             connection.close()  # a half-read connection must not serve the next request
             raise
-        if response.isclosed() and not response.will_close:
+        if reusable:
             self._idle.append(connection)
         else:
             connection.close()
@@ -127,9 +92,9 @@ class HttpTransport:
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         connection = (
-            _PlainConnection(self._host, self._port, timeout=timeout_s)
+            http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
             if self._tls is None
-            else _TlsConnection(self._host, self._port, timeout=timeout_s, context=self._tls)
+            else http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._tls)
         )
         try:
             connection.connect()

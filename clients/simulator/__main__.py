@@ -4,16 +4,17 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import gymnasium as gym
 from rich.console import Console
 
-from clients.sdk import Session, SkilletClient, SkilletError
+from clients.sdk import Session, SessionGroup, SkilletClient, SkilletError
 from clients.simulator.arguments import BAD_ARGUMENTS, parse_arguments
+from clients.simulator.fleet import Fleet
 from clients.simulator.pictures import check_episodes, check_video, leave_pictures
-from clients.simulator.report import Display, EpisodeResult, summary_table, times_line, write_json
+from clients.simulator.report import Display, EpisodeResult, summary_table, times_line, write_fleet_json, write_json
 from clients.simulator.run import Simulation
 from clients.simulator.tasks import Domain, FinishedRun, find_domain
 
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         domain = find_domain(options.env)
         if options.plot is not None and domain.plot is None:
             raise ValueError(f"there is no picture of runs in {domain.name}: leave out --plot")
+        if options.num_envs > 1:
+            with connect(options) as client:
+                return run_fleet(options, domain, client)
         with closing(domain.make(options.task)) as env, connect(options) as client:
             if options.video is not None:
                 check_video(env)
@@ -120,6 +124,41 @@ def run(options: argparse.Namespace, domain: Domain, env: gym.Env[Any, Any], ses
         leave_pictures(finished, domain, console, plot=options.plot, video=video, choice=options.video_episodes)
     if options.keep:
         console.print(f"the session stays open: --session {session.id}", highlight=False)
+    return status
+
+
+def run_fleet(options: argparse.Namespace, domain: Domain, client: SkilletClient) -> int:
+    """Run the episodes of several robots side by side, as `run` does those of one."""
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    status, subtasks = 0, domain.subtasks(options.task)
+    seeds = range(options.seed, options.seed + options.num_envs)
+    results: list[list[EpisodeResult]] = [[] for _ in seeds]
+    with ExitStack() as stack:
+        envs = [stack.enter_context(closing(domain.make(options.task))) for _ in seeds]
+        sessions = [
+            stack.enter_context(open_session(client, argparse.Namespace(**{**vars(options), "seed": seed}), env))
+            for seed, env in zip(seeds, envs, strict=True)
+        ]
+        infos = [session.info() for session in sessions]
+        display = Display(console, options.episodes * len(seeds), len(subtasks))
+        fleet = Fleet(envs, SessionGroup(client, sessions), seeds, display)
+        try:
+            with display:
+                for finished in fleet.rounds(options.episodes, max_wait_s=options.max_wait_s):
+                    for robot, result in zip(results, finished, strict=True):
+                        robot.append(result)
+                        display.episode_finished(result)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+            console.print(f"interrupted after {len(results[0])} complete episodes of each", style="yellow")
+        except SkilletError as error:
+            status = complain(error, RUN_FAILED)
+        if options.json is not None:
+            write_fleet_json(options.json, env=options.env, task=options.task, runs=list(zip(infos, results, strict=True)))
+        if results[0]:
+            every = sorted((result for robot in results for result in robot), key=lambda result: result.index)
+            console.print(summary_table(every, infos[0].conditioning_episodes, subtasks))
+            console.print(times_line(fleet.times), highlight=False)
     return status
 
 

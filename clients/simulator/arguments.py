@@ -11,6 +11,7 @@ from clients.simulator.tasks import DOMAINS
 from clients.simulator.video import LARGEST_PANELS
 
 BAD_ARGUMENTS = 2
+LARGEST_FLEET = 256  # what the service takes in one request
 VIDEO_EPISODES = "which: numbers, counted from 0, 'first' and 'last' (default: %(default)s)"
 DESCRIPTION = """\
 Open a session, run episodes of a simulated robot in it, one request per control step, and print what happened.
@@ -18,6 +19,8 @@ Open a session, run episodes of a simulated robot in it, one request per control
 A simulator runs many times faster than the robot that it stands for. So that the learner has about the wall time that it would have
 beside a robot, the client waits between episodes until the learner has caught up, at most --max-wait-s each time; --no-wait turns it off.
 A learner that does nothing for that long is not waited for again until it does.
+
+With --num-envs B, B robots with the seeds S to S + B - 1 run the episodes side by side, each as it would alone.
 """
 
 
@@ -91,4 +94,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="leave the session open at the end")
     parser.add_argument("--max-wait-s", type=_seconds, default=60.0, metavar="S", help="longest wait for the learner (default: 60)")
     parser.add_argument("--no-wait", dest="max_wait_s", action="store_const", const=0.0, help="do not wait for the learner")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--num-envs", type=_whole_number(1), default=1, metavar="B", help="robots that run together, B steps in one request (default: 1)"
+    )
+    options = parser.parse_args(arguments)
+    alone = [name for name in ("session", "keep", "plot", "video") if getattr(options, name)]
+    if options.num_envs > 1 and alone:
+        parser.error(f"--num-envs is for runs without --{', --'.join(alone)}")
+    if options.num_envs > LARGEST_FLEET:
+        parser.error(f"--num-envs: at most {LARGEST_FLEET} steps fit in one request, got {options.num_envs}")
+    return options

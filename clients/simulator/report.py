@@ -231,13 +231,23 @@ def times_line(times: StepTimes) -> str:
 
 def write_json(path: Path, *, env: str, task: str, about: SessionInfo, results: Sequence[EpisodeResult]) -> None:
     """Write the run's record as a whole: what was run with which bundle, and every episode."""
-    record = {
-        "env": env,
-        "task": task,
+    _write(path, {"env": env, "task": task, **_run_record(about, results)})
+
+
+def write_fleet_json(path: Path, *, env: str, task: str, runs: Sequence[tuple[SessionInfo, Sequence[EpisodeResult]]]) -> None:
+    """As `write_json`, of several robots: ``runs`` holds of each what is there of one."""
+    _write(path, {"env": env, "task": task, "runs": [_run_record(about, results) for about, results in runs]})
+
+
+def _run_record(about: SessionInfo, results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    return {
         "seed": about.seed,
         "conditioning": about.conditioning_episodes,
         "bundle": about.bundle.digest,
         "episodes": [result.to_json() for result in results],
     }
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
     with replacing(path) as scratch:
         scratch.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")

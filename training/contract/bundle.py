@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,6 +18,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from training.contract.envelope import Envelope
 from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
 from training.contract.exploration import Exploration
+from training.contract.signature import PublicKey, check_signature
 from training.contract.spec import (
     FORMAT_VERSION,
     LEARNER_WEIGHTS,
@@ -135,13 +136,14 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def load(cls, path: Path | str) -> "Bundle":
+    def load(cls, path: Path | str, keys: Sequence[PublicKey] = ()) -> "Bundle":
         """Read and check a bundle: format version, every file there, every size and SHA-256 as the manifest says.
 
-        Raises BundleFileMissing, BundleCorrupt or BundleTooNew, each saying which file, what was expected and what came.
+        With ``keys``, one of them must have signed it. Raises BundleFileMissing, BundleCorrupt, BundleTooNew or BundleUnsigned, each
+        saying which file, what was expected and what came.
         """
         path = Path(path)
-        manifest = _read_manifest(path)
+        manifest = _read_manifest(path, keys)
         for name in sorted({*REQUIRED_FILES, *manifest.files}):
             _check_file(path, name, manifest.files.get(name))
         return cls(path, manifest)
@@ -193,7 +195,7 @@ def _digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_manifest(path: Path, keys: Sequence[PublicKey]) -> Manifest:
     file = path / MANIFEST
     if not path.is_dir():
         raise BundleFileMissing(f"expected a bundle directory at {path}, found none; train one with 'python -m training' or name another")
@@ -203,8 +205,11 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleFileMissing(f"expected {MANIFEST} in {path}, found none; it is not a bundle, or was copied in part")
     if (size := file.stat().st_size) > MAX_MANIFEST_BYTES:
         raise BundleCorrupt(f"{file} has {size} bytes, more than the {MAX_MANIFEST_BYTES} that a manifest may have")
+    data = file.read_bytes()
+    if keys:
+        check_signature(path, data, keys)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(data)
         version = content["format_version"]
         json.dumps(content, ensure_ascii=False).encode()  # halves of characters, which JSON can hold, go no further
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -6,6 +6,7 @@ The service and the SDK hold every action inside it. An observation outside the 
 
 import math
 from collections.abc import Sequence
+from operator import le
 from typing import Final, Self
 
 import numpy as np
@@ -82,14 +83,21 @@ class Range:
     def __init__(self, low: Sequence[float], high: Sequence[float]) -> None:
         self.low, self.high = np.asarray(low, np.float32), np.asarray(high, np.float32)
         self.bounded = bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+        self._low, self._high = self.low.tolist(), self.high.tolist()
+
+    def holds(self, values: Sequence[float]) -> bool:
+        """Whether all of ``values`` [D], each one that float32 has, are inside. In plain Python: for so few numbers numpy takes longer."""
+        return all(map(le, self._low, values)) and all(map(le, values, self._high))
 
     def hold(self, values: Floats) -> Floats:
         """``values`` [D] with each entry moved to the nearest one of the range: itself, the same object, if all are inside.
 
         What comes back as it was has no NaN, and is finite if the range is ``bounded``.
         """
+        if self.holds(values.tolist()):
+            return values
         held: Floats = np.fmin(np.fmax(values, self.low), self.high)
-        return values if held.tobytes() == values.tobytes() else held
+        return held
 
     def outside(self, values: Floats) -> list[int]:
         """Entries that are outside."""
@@ -103,30 +111,42 @@ class Guard:
         self.envelope = envelope
         self._action = Range(envelope.action_low, envelope.action_high)
         self._change = np.asarray(envelope.action_change, np.float32)
+        self._changes: list[float] = self._change.tolist()
         self._usual = Range(envelope.observation_low, envelope.observation_high)
         self._refused = Range(envelope.refused_low, envelope.refused_high)
 
-    def limit(self, action: Floats, previous: Floats | None) -> tuple[Floats, tuple[str, ...]]:
+    def limit(self, action: Floats, previous: Sequence[float] | None) -> tuple[Floats, tuple[str, ...]]:
         """``action`` [A] held inside the envelope, coming from ``previous`` [A] (None at an episode's first step), and what was limited.
 
         Raises ValueError when ``action`` is not finite: there is no safe number to send in its place.
         """
+        if self._action.bounded and self._action.holds(values := action.tolist()) and self._is_near(values, previous):
+            return action, ()
         held, flags = self._action.hold(action), []
-        if held is not action or not self._action.bounded:
-            if not np.isfinite(action).all():
-                raise ValueError("expected a finite action")
-            if (held != action).any():
-                flags.append(ACTION_LIMITED)
+        if not np.isfinite(action).all():
+            raise ValueError("expected a finite action")
+        if (held != action).any():
+            flags.append(ACTION_LIMITED)
         if previous is not None:
-            near: Floats = np.fmin(np.fmax(held, previous - self._change), previous + self._change)
-            if near.tobytes() != held.tobytes() and (near != held).any():
+            before = np.asarray(previous, np.float32)
+            near: Floats = np.fmin(np.fmax(held, before - self._change), before + self._change)
+            if (near != held).any():
                 flags.append(CHANGE_LIMITED)
                 held = self._action.hold(near)
         return held, tuple(flags)
 
-    def usual(self, state: Floats) -> bool:
-        """Whether an observation [S] is known at little cost to be finite and inside the usual range."""
-        return self._usual.bounded and self._usual.hold(state) is state
+    def _is_near(self, values: Sequence[float], previous: Sequence[float] | None) -> bool:
+        """Whether ``values`` are known not to be too far from ``previous``.
+
+        In double precision: a bound that they keep to is not moved past them when float32 rounds it, since it has all of them.
+        """
+        return previous is None or all(
+            before - change <= value <= before + change for value, before, change in zip(values, previous, self._changes, strict=True)
+        )
+
+    def usual(self, state: Sequence[float]) -> bool:
+        """Whether an observation [S], of numbers that float32 has, is known at little cost to be finite and inside the usual range."""
+        return self._usual.bounded and self._usual.holds(state)
 
     def outside(self, state: Floats) -> list[int]:
         """Entries of an observation [S] that are outside the usual range."""

@@ -4,7 +4,9 @@ SkilletError
 ├── BundleError              a bundle cannot be used
 │   ├── BundleFileMissing    a file named by the format is not there
 │   ├── BundleCorrupt        a file differs from what the manifest says, or cannot be read
-│   └── BundleTooNew         written by a newer format version
+│   ├── BundleTooNew         written by a newer format version
+│   └── BundleUnsigned       made by nobody whose key is trusted
+├── KeyFileError             a file is not the key that it should be
 └── ConfigError              a configuration names something unknown or out of range
 """
 
@@ -27,6 +29,14 @@ class BundleCorrupt(BundleError):
 
 class BundleTooNew(BundleError):
     """The bundle was written by a newer format version than this program reads."""
+
+
+class BundleUnsigned(BundleError):
+    """No key that is trusted signed the bundle."""
+
+
+class KeyFileError(SkilletError):
+    """A file is not the key that it should be, or cannot be read."""
 
 
 class ConfigError(SkilletError):

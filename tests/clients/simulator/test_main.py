@@ -28,6 +28,9 @@ GOOD = ["--env", "maze", "--task", "12,7", "--episodes", "2"]
         ([*GOOD, "--video-episodes", "first,third"], "'first' or 'last'"),
         ([*GOOD, "--video-episodes", "0,1,0,1,0"], "up to 4"),
         ([*GOOD, "--url", "ftp://here"], "http://HOST:PORT"),
+        ([*GOOD, "--num-envs", "0"], "at least 1, got '0'"),
+        ([*GOOD, "--num-envs", "257"], "at most 256"),
+        ([*GOOD, "--num-envs", "2", "--keep", "--session", "x"], "--num-envs is for runs without --session, --keep"),
         (["--env", "maze"], "required: --task, --episodes"),
     ],
 )
