@@ -40,6 +40,7 @@ def python_rows(service: SkilletService, floor_port: int, bundle: Path, stack: E
         f"Skillet SDK, B={stream.BATCH}": (stream.batch_row(rest, stream.BATCH), stream.BATCH),
         "Skillet split inference": (edge["split inference, whole loop"], 1),
         "Skillet split inference, local step": (edge["split inference, local step"], 1),
+        "Skillet split inference, its decoder alone": (edge["the decoder alone"], 1),
     }
 
 

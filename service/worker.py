@@ -5,6 +5,7 @@ under the same name it takes them up at once; another learner takes them when th
 """
 
 import argparse
+import contextlib
 import logging
 import math
 import os
@@ -242,6 +243,17 @@ class Worker:
             self._finish(job)
 
 
+def _stand_back() -> None:
+    """Let everything else on the machine go first.
+
+    Linux shares time between groups of processes before it looks at niceness, and a process with a session of its own, as the service
+    starts learners, is a group of its own (sched(7), autogroup): its niceness is set apart.
+    """
+    os.nice(_NICENESS)
+    with contextlib.suppress(OSError):  # not Linux, or a kernel without such groups
+        Path("/proc/self/autogroup").write_text(str(_NICENESS))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGINT or SIGTERM. Returns the exit code."""
     parser = argparse.ArgumentParser("python -m service.worker", description="Fine-tune sessions of the Redis at SKILLET_REDIS_URL.")
@@ -252,7 +264,6 @@ def main(arguments: list[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    os.nice(_NICENESS)
     torch.set_num_threads(1)
     try:
         settings = Settings(**{name: value for name in ("bundles", "bundle_keys") if (value := getattr(options, name))})
@@ -260,7 +271,9 @@ def main(arguments: list[str] | None = None) -> int:
         if settings.redis_url is None:
             raise StartupError("a learner needs the Redis of its service: set SKILLET_REDIS_URL")
         with connect(settings.redis_url, settings.redis_timeout_s) as redis:
-            Worker(settings, options.name, redis, load_bundles(settings)).run(stop)
+            worker = Worker(settings, options.name, redis, load_bundles(settings))
+            _stand_back()  # not before: on a busy machine starting would take minutes
+            worker.run(stop)
     except SkilletError as error:
         sys.stderr.write(f"skillet learner: {error}\n")
         return 2

@@ -214,6 +214,9 @@ def test_a_learner_killed_in_the_middle_of_a_job_is_started_again_and_finishes_i
         killed_at = 0
         while killed_at == 0:
             killed_at = driver.get("/finetuning?wait_s=0.1")["updates"]
+        assert os.getpriority(os.PRIO_PROCESS, learner_pid(service)) == 10
+        if (group := Path(f"/proc/{learner_pid(service)}/autogroup")).exists():
+            assert group.read_text().split()[-1] == "10"
         os.kill(learner_pid(service), signal.SIGKILL)
         assert killed_at < 100
         status = caught_up(driver)
