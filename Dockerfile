@@ -54,8 +54,9 @@ COPY service service
 COPY training/__init__.py training/
 COPY training/contract training/contract
 COPY bundles bundles
-# Inside a container every address of it is its own; compose.yaml publishes the port on this machine's loopback only.
-ENV SKILLET_HOST=0.0.0.0 SKILLET_PORT=8000 SKILLET_LEARNERS=0
+# Inside a container every address of it is its own, and who reaches them is for those to say who publish the port. So tokens are asked for;
+# the first is made and printed where there is none. compose.yaml publishes on this machine's loopback only, and asks for none.
+ENV SKILLET_HOST=0.0.0.0 SKILLET_PORT=8000 SKILLET_LEARNERS=0 SKILLET_FIRST_TOKEN=true
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["python", "-c", \
     "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"SKILLET_PORT\"]}/readyz', timeout=2)"]

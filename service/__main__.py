@@ -66,6 +66,8 @@ def read_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--port", type=int, help="default 8000; 0 takes any free port")
     parser.add_argument("--host", help="default 127.0.0.1: this machine only")
     parser.add_argument("--insecure-no-auth", action="store_const", const=True, help="ask nobody for a token, wherever it listens")
+    parser.add_argument("--first-token", action="store_const", const=True,
+                        help="beyond this machine, while there is no token: make an admin's and print it, this once")  # fmt: skip
     parser.add_argument("--tls-cert", type=Path, help="certificate (PEM): listen with TLS; with --tls-key")
     parser.add_argument("--tls-key", type=Path, help="the certificate's private key (PEM)")
     parser.add_argument("--data-dir", type=Path, help="where the embedded Redis keeps its data; default .skillet")

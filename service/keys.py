@@ -18,6 +18,7 @@
 | ``skillet:owned:{OWNER}``   | zset   | ids of the sessions of one owner, as above                                   | API          |
 | ``skillet:tokens``          | hash   | token's id -> record (JSON) with its hash: `service.tokens`                  | API, CLI     |
 | ``skillet:tokens:version``  | string | changes with every change of a token                                         | API, CLI     |
+| ``skillet:tokens:first``    | string | there while a service makes the first token; for a minute                    | service      |
 | ``skillet:jobs``            | stream | sessions with episodes to learn from; consumer group ``learners``            | API          |
 | ``skillet:creation:{HASH}`` | string | which session an ``Idempotency-Key`` created; for a day                       | API          |
 | ``skillet:counters``        | hash   | totals of what learners and the reaper did, for /metrics                     | both         |
@@ -34,6 +35,7 @@ COUNTERS: Final = "skillet:counters"
 REAPER: Final = "skillet:reaper"
 TOKENS: Final = "skillet:tokens"
 TOKENS_VERSION: Final = "skillet:tokens:version"
+FIRST_TOKEN: Final = "skillet:tokens:first"
 
 KNOWN_EXTRA_MS: Final = 7 * 24 * 3600 * 1000
 """How much longer than a session itself its ``known`` key lives."""

@@ -21,6 +21,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes any free port")
     insecure_no_auth: bool = Field(default=False, description="ask nobody for a token, wherever the service listens")
+    first_token: bool = Field(default=False, description="beyond this machine, while there is no token: make an admin's and print it once")
     tls_cert: Path | None = Field(default=None, description="certificate (PEM, with those between it and its root): listen with TLS")
     tls_key: Path | None = Field(default=None, description="its private key (PEM, without a password)")
     redis_url: str | None = Field(default=None, description="unset: an embedded Redis is started under data_dir")

@@ -27,7 +27,7 @@ class RunningService:
         )
         assert self.process.stdout is not None
         self.ready_line = self.process.stdout.readline()
-        match = re.search(r"https?://127\.0\.0\.1:(\d+)", self.ready_line)
+        match = re.search(r"https?://(?:127\.0\.0\.1|0\.0\.0\.0):(\d+)", self.ready_line)
         if match is None:
             raise AssertionError(f"not started: {self.ready_line!r} {self.log()}")
         self.pool = urllib3.HTTPConnectionPool("127.0.0.1", int(match.group(1)), maxsize=1, retries=False, timeout=70.0)

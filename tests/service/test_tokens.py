@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from service.app import create_app
 from service.doors import Doors, is_loopback
 from service.errors import Forbidden, InvalidRequest, StartupError, Unauthorized, UnknownSession, UnknownToken
 from service.exposure import check_exposure
+from service.keys import FIRST_TOKEN
 from service.roles import Role
 from service.sessions import new_session_id
 from service.settings import Settings
@@ -221,6 +223,43 @@ def test_the_service_refuses_to_listen_beyond_this_machine_without_a_token(tiny_
     assert "0.0.0.0" in line
     assert "tokens create" in line
     assert "--insecure-no-auth" in line
+
+
+def test_a_first_token_is_made_where_there_is_none_and_never_a_second(
+    redis: Redis, tokens: TokenStore, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = settings.model_copy(update={"host": "192.0.2.1", "first_token": True})
+    check_exposure(settings.model_copy(update={"first_token": True}), redis)
+    assert tokens.all() == []  # on this machine nobody is asked for one
+    for _ in range(2):
+        check_exposure(outside, redis)
+    (token,) = tokens.all()
+    assert (token.role, token.name) == (Role.ADMIN, "first")
+    tokens.revoke(token.token_id)
+    redis.delete(FIRST_TOKEN)
+    check_exposure(outside, redis)
+    assert len(tokens.all()) == 1  # revoking it opens no door
+    assert capsys.readouterr().err.count("skillet_") == 1
+
+
+def test_services_that_start_together_make_one_first_token(redis: Redis, tokens: TokenStore, settings: Settings) -> None:
+    outside = settings.model_copy(update={"host": "192.0.2.1", "first_token": True})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: check_exposure(outside, redis), range(8)))
+    assert len(tokens.all()) == 1
+
+
+def test_the_first_token_is_printed_once_and_opens_the_service(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    options = ("--no-learner", "--host", "0.0.0.0", "--first-token")
+    with RunningService(tiny_bundle.path, tmp_path, *options) as service:
+        (text,) = [line for line in service.log().splitlines() if line.startswith("skillet_")]
+        assert service.get("/v1/sessions").status_code == 401
+        reply = service.pool.request("GET", "/v1/tokens", headers=bearer(text))
+        assert [token["name"] for token in reply.json()["tokens"]] == ["first"]
+        assert text not in reply.data.decode()
+    with RunningService(tiny_bundle.path, tmp_path, *options) as service:
+        assert "skillet_" not in service.log()
+        assert service.pool.request("GET", "/v1/sessions", headers=bearer(text)).status == 200
 
 
 def test_tokens_of_the_command_line_work_in_every_api_process_until_they_are_revoked(tiny_bundle: Bundle, tmp_path: Path, capsys) -> None:
