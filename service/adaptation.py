@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from redis.exceptions import RedisError
 
@@ -15,18 +16,19 @@ from service import schemas
 from service.acting import following, learning_due
 from service.errors import ServiceError, UnknownVersion
 from service.jobs import JobQueue
-from service.judgement import RECENT, REFERENCE, find_fall
+from service.judgement import RECENT, REFERENCE, Fall, find_fall, find_recovery
 from service.keys import SessionKeys
 from service.policies import Networks
 from service.session_state import Changes, Loaded, Posterior, task_prior
 from service.sessions import SessionStore
-from service.versions import VersionStore
+from service.versions import Fallback, VersionStore
 from service.views import belief_view
 from training.contract.context import Floats
 from training.contract.exploration import Exploration, turns
 
 _log = logging.getLogger(__name__)
-_JUDGED_EPISODES = RECENT[-1] + REFERENCE[1]
+_JUDGED_EPISODES = 3 * (RECENT[-1] + REFERENCE[1])
+"""More than are compared: those of versions that were gone back from do not count."""
 
 
 class Adaptation:
@@ -97,19 +99,31 @@ class Adaptation:
             self.queue_if_due(loaded)
 
     def _judge(self, loaded: Loaded) -> None:
-        """Go back when the returns under the newest versions fell. Done anew with each episode, so one that was missed is made up for."""
-        current = loaded.current_version
-        if current == 0:
+        """Go back when the returns under the newest versions fell, and on once they are again what they were.
+
+        Done anew with each episode, so one that was missed is made up for.
+        """
+        current, (fallback, fallen) = loaded.current_version, self._versions.falls(loaded.keys)
+        if current == 0 and fallback is None:
             return
-        fall = find_fall(self._store.episodes(loaded.keys, first=-_JUDGED_EPISODES), current)
-        if fall is None:
-            return
-        try:
-            self._versions.roll_back(loaded.keys, fall.version, current, fall.reason)
-        except UnknownVersion:  # its weights are not kept any more: the bundle's own policy is there
-            self._versions.roll_back(loaded.keys, 0, current, fall.reason)
-        _log.warning("session %s goes back from policy version %d to %d: %s", loaded.session.session_id, current, fall.version, fall.reason)
-        self.rolled_back()
+        records = self._store.episodes(loaded.keys, first=-_JUDGED_EPISODES)
+        if fallback is not None:
+            reason = find_recovery(records, fallback)
+            if reason is not None and self._versions.resume(loaded.keys, fallback.version, reason):
+                _log.info("session %s learns on from policy version %d: %s", loaded.session.session_id, fallback.version, reason)
+        elif (fall := find_fall(records, current, fallen)) is not None:
+            version = self._go_back(loaded, fall, records[-1].episode)
+            _log.warning("session %s goes back from policy version %d to %d: %s", loaded.session.session_id, current, version, fall.reason)
+            self.rolled_back()
+
+    def _go_back(self, loaded: Loaded, fall: Fall, episode: int) -> int:
+        """To the best version whose weights are still kept; the bundle's own is always there. Returns which it is."""
+        for version in [*fall.versions, 0]:
+            with suppress(UnknownVersion):
+                fallback = Fallback(version, episode, fall.before)
+                self._versions.roll_back(loaded.keys, version, loaded.current_version, fall.reason, fallback)
+                return version
+        raise AssertionError("the bundle's own policy was refused")
 
     def queue_if_due(self, loaded: Loaded) -> None:
         """Queue the session for a learner if it has episodes to learn from."""

@@ -101,4 +101,5 @@ def _gaussians(policy: MetaPolicy, embedding: Floats, rows: Floats, networks: Ne
 def _log_normal(values: Floats, mean: Floats, std: Floats) -> Numbers:
     """Log density of a diagonal Gaussian, [n, Z] each -> [n]."""
     value, loc, scale = (torch.from_numpy(array).double() for array in (values, mean, std))
-    return np.asarray(torch.distributions.Normal(loc, scale, validate_args=False).log_prob(value).sum(-1).numpy(), np.float64)
+    density: torch.Tensor = torch.distributions.Normal(loc, scale, validate_args=False).log_prob(value)  # type: ignore[no-untyped-call]
+    return np.asarray(density.sum(-1).numpy(), np.float64)

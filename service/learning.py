@@ -72,6 +72,8 @@ class SessionLearner:
             self.leave(loaded)
             return Turn.CAUGHT_UP
         finetuner = self._finetuner = self._finetuner or self._restore(loaded)
+        if progress.restart is not None:
+            self._begin_again(loaded, finetuner, progress.restart)
         self._add_episodes(loaded, finetuner)
         if finetuner.updates_due() > 0:
             self._update(loaded, finetuner)
@@ -111,6 +113,14 @@ class SessionLearner:
         records = self._stores.sessions.episodes(loaded.keys)
         mean, _ = self._networks.infer_task(self._rows(loaded, 0, records[-1].end_row))
         return Finetuner.from_bundle(bundle, mean, loaded.session.seed)
+
+    def _begin_again(self, loaded: Loaded, finetuner: Finetuner, version: int) -> None:
+        """From a version that the session went back to; the bundle's own if its weights are gone."""
+        weights = self._stores.versions.weights(loaded.keys, version) if version else None
+        finetuner.begin_again(None if weights is None else weights.arrays())
+        if not self._stores.versions.save_checkpoint(loaded.keys, self._name, _packed(finetuner), restarted=version):
+            raise LeaseLost(self.session_id)
+        self._checkpoint_at = time.monotonic()
 
     def _add_episodes(self, loaded: Loaded, finetuner: Finetuner) -> None:
         for record in self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes):

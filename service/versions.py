@@ -2,7 +2,8 @@
 
 Version 0 is the bundle's own policy. A new version gets the next number, whether it is published or rejected; the session's ``current``
 names the one that the next skill choice uses. Rolling back sets ``current`` back and pauses fine-tuning, since the next update would
-otherwise undo it; resuming goes on from what was learned.
+otherwise undo it; resumed, the learner begins again from the version that serves. A session that went back by itself goes on by itself too,
+once its returns are what they were.
 """
 
 import time
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
+from msgspec import Struct
 from redis import Redis
 
 from service.errors import UnknownVersion
@@ -31,6 +33,27 @@ class Progress:
     updates: int
     losses: Numbers
     error: str | None
+    restart: int | None
+    """The version that the learner has to begin again from, before anything else."""
+
+
+class Fallback(Struct, frozen=True):
+    """What a session went back from by itself: to which version, after which episode, and the returns of the episodes before the fall."""
+
+    version: int
+    episode: int
+    returns: list[float]
+
+
+class Fallen(Struct, frozen=True):
+    """Versions ``first`` to ``last`` were gone back from."""
+
+    first: int
+    last: int
+
+    def holds(self, version: int) -> bool:
+        """Whether this version is one of them."""
+        return self.first <= version <= self.last
 
 
 @dataclass(frozen=True)
@@ -69,15 +92,17 @@ _CHECKPOINT = (
     + """
 redis.call('SET', KEYS[3], ARGV[2], 'PX', left)
 redis.call('HDEL', KEYS[4], 'attempts', 'attempted_by')
+if ARGV[3] ~= '' and redis.call('HGET', KEYS[4], 'restart') == ARGV[3] then redis.call('HDEL', KEYS[4], 'restart') end
 return 1
 """
 )
 
-# A version that a client rolled back from must not come back behind its back: nothing is published while fine-tuning is paused.
+# A version that was gone back from must not come back behind anybody's back: nothing is published while fine-tuning is paused, nor
+# before the learner has begun again.
 _PUBLISH = (
     _IF_LEASED
     + """
-if redis.call('HGET', KEYS[3], 'paused') == '1' then return 0 end
+if redis.call('HGET', KEYS[3], 'paused') == '1' or redis.call('HEXISTS', KEYS[3], 'restart') == 1 then return 0 end
 redis.call('HSET', KEYS[3], 'versions', ARGV[2], 'learned', ARGV[7], 'state', 'idle')
 redis.call('HDEL', KEYS[3], 'attempts', 'attempted_by')
 redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
@@ -100,9 +125,20 @@ _MAKE_CURRENT = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[1] ~= '0' and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], 'current', ARGV[1])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], 'paused', '1') end
+if ARGV[3] ~= '' then
+  redis.call('HSET', KEYS[3], 'paused', '1', 'restart', ARGV[1], 'fallen', ARGV[3])
+  if ARGV[4] == '' then redis.call('HDEL', KEYS[3], 'fallback') else redis.call('HSET', KEYS[3], 'fallback', ARGV[4]) end
+end
 redis.call('RPUSH', KEYS[4], ARGV[2])
 for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[1])) end
+return 1
+"""
+
+# Of several processes that find returns to be what they were, one resumes; after a client has paused or resumed, none.
+_RESUME = """
+if redis.call('HDEL', KEYS[1], 'fallback') == 0 then return 0 end
+redis.call('HSET', KEYS[1], 'paused', '0')
+redis.call('RPUSH', KEYS[2], ARGV[1])
 return 1
 """
 
@@ -116,6 +152,7 @@ class VersionStore:
         self._checkpoint = redis.register_script(_CHECKPOINT)
         self._publish = redis.register_script(_PUBLISH)
         self._make_current = redis.register_script(_MAKE_CURRENT)
+        self._resume = redis.register_script(_RESUME)
 
     def progress(self, keys: SessionKeys) -> Progress:
         """Where fine-tuning stands."""
@@ -134,15 +171,29 @@ class VersionStore:
             updates=int(fields.get(b"updates", 0)),
             losses=msgspec.json.decode(fields.get(b"losses", b"{}"), type=Numbers),
             error=fields.get(b"error", b"").decode() or None,
+            restart=int(fields[b"restart"]) if b"restart" in fields else None,
         )
 
     def pause(self, keys: SessionKeys, paused: bool) -> None:
-        """Pause or resume."""
+        """Pause or resume, whatever the session would have done by itself."""
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.finetuning, "paused", "1" if paused else "0")
+            pipe.hdel(keys.finetuning, "fallback")
             pipe.pttl(keys.session)
             left = int(pipe.execute()[-1])
         self.redis.pexpire(keys.finetuning, max(1, left))
+
+    def falls(self, keys: SessionKeys) -> tuple[Fallback | None, list[Fallen]]:
+        """What the session went back from by itself, if it has not gone on yet; and all versions that were ever gone back from."""
+        fallback, fallen = cast(list[bytes | None], self.redis.hmget(keys.finetuning, ["fallback", "fallen"]))
+        return (
+            None if fallback is None else msgspec.json.decode(fallback, type=Fallback),
+            msgspec.json.decode(fallen or b"[]", type=list[Fallen]),
+        )
+
+    def resume(self, keys: SessionKeys, version: int, reason: str) -> bool:
+        """Go on with fine-tuning after the session went back by itself. False when that was done, or a client has decided otherwise."""
+        return bool(self._resume(keys=[keys.finetuning, keys.history], args=[_event("resumed", version, reason)]))
 
     def versions(self, keys: SessionKeys) -> list[PolicyVersion]:
         """Records of all versions after the bundle's own, in order."""
@@ -160,7 +211,7 @@ class VersionStore:
         if version is None:
             version = max(candidates, default=None)
         event = _event("approved", version or 0, "a client approved it")
-        if version not in candidates or not self._current(keys, version, event, pause=False):
+        if version not in candidates or not self._current(keys, version, event):
             raise UnknownVersion(
                 "there is no such candidate",
                 expected=sorted(candidates),
@@ -170,25 +221,34 @@ class VersionStore:
         approved = msgspec.structs.replace(candidates[version], status="published")
         self.redis.hset(keys.policy, str(version), cast(str, msgspec.json.encode(approved)))
 
-    def _current(self, keys: SessionKeys, version: int, event: bytes, *, pause: bool) -> bool:
+    def _current(self, keys: SessionKeys, version: int, event: bytes, fallen: bytes = b"", fallback: bytes = b"") -> bool:
         names = [keys.session, keys.weights, keys.finetuning, keys.history]
-        return bool(self._make_current(keys=names, args=[version, event, "1" if pause else ""]))
+        return bool(self._make_current(keys=names, args=[version, event, fallen, fallback]))
 
-    def roll_back(self, keys: SessionKeys, version: int | None, current: int, reason: str) -> None:
+    def roll_back(self, keys: SessionKeys, version: int | None, current: int, reason: str, fallback: Fallback | None = None) -> None:
         """Make ``version`` (None: the published one before ``current``) the current one and pause fine-tuning.
 
-        Raises UnknownVersion when there is none, it was rejected, or its weights are no longer kept.
+        With ``fallback`` the session may `resume` by itself. Raises UnknownVersion when there is none, it was rejected, or its weights are
+        no longer kept.
         """
         records = self.versions(keys)
         published = [0, *(record.version for record in records if record.status == "published")]
         if version is None:
             version = max((number for number in published if number < current), default=None)
-        if version is None or not self._current(keys, version, _event("rolled_back_to", version, reason), pause=True):
+        if version is None:
+            raise self._unknown(keys, version, current)
+        fallen = [*self.falls(keys)[1], *([Fallen(version + 1, current)] if version < current else [])]
+        event, resumes = _event("rolled_back_to", version, reason), b"" if fallback is None else msgspec.json.encode(fallback)
+        if not self._current(keys, version, event, msgspec.json.encode(fallen), resumes):
             raise self._unknown(keys, version, current)
         changed: dict[Any, Any] = {}
         for record in records:
-            status: VersionStatus = "rolled_back" if record.version > version else "published"
-            if record.status in ("published", "rolled_back") and record.status != status:
+            status: VersionStatus | None = None
+            if record.version > version and record.status == "published":
+                status = "rolled_back"
+            elif record.version == version and record.status == "rolled_back":
+                status = "published"
+            if status is not None:
                 changed[str(record.version)] = msgspec.json.encode(msgspec.structs.replace(record, status=status))
         if changed:
             self.redis.hset(keys.policy, mapping=changed)
@@ -210,9 +270,13 @@ class VersionStore:
         pairs = [part for pair in fields.items() for part in pair]
         return bool(self._report(keys=[keys.lease, keys.session, keys.finetuning], args=[learner, *pairs]) == 1)
 
-    def save_checkpoint(self, keys: SessionKeys, learner: str, checkpoint: bytes) -> bool:
-        """Store the learner's checkpoint; False when this learner does not hold the session (any more)."""
-        return bool(self._checkpoint(keys=[keys.lease, keys.session, keys.checkpoint, keys.finetuning], args=[learner, checkpoint]) == 1)
+    def save_checkpoint(self, keys: SessionKeys, learner: str, checkpoint: bytes, restarted: int | None = None) -> bool:
+        """Store the learner's checkpoint; False when this learner does not hold the session (any more).
+
+        ``restarted``: it is one that has begun again from this version, as `Progress.restart` asked for.
+        """
+        names = [keys.lease, keys.session, keys.checkpoint, keys.finetuning]
+        return bool(self._checkpoint(keys=names, args=[learner, checkpoint, "" if restarted is None else restarted]) == 1)
 
     def load_checkpoint(self, keys: SessionKeys) -> bytes | None:
         """The learner's checkpoint, if there is one."""

@@ -134,6 +134,7 @@ class Finetuner:
         self.actor_optimizer = torch.optim.Adam(networks.policy.net.parameters(), config.learning_rate)
         self.dual_optimizer = torch.optim.Adam([networks.coefficient.raw], config.coefficient_learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
+        self._first_policy = {name: value.detach().clone() for name, value in networks.policy.residual_parameters().items()}
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, task_embedding: Floats, seed: int) -> "Finetuner":
@@ -188,6 +189,17 @@ class Finetuner:
     def policy_weights(self) -> dict[str, Floats]:
         """The fine-tuned part of the policy, by the names of the initializers in ``meta_policy.onnx``."""
         return {name: value.detach().numpy().copy() for name, value in self.networks.policy.residual_parameters().items()}
+
+    def begin_again(self, weights: Mapping[str, Floats] | None) -> None:
+        """Go back to an earlier policy, its weights as `policy_weights` gives them; None: the one that fine-tuning began with.
+
+        What was learned of the task stays: the replay, the critics and the KL coefficient. Gradient steps of an episode are owed at least.
+        """
+        with torch.no_grad():
+            for name, parameter in self.networks.policy.residual_parameters().items():
+                parameter.copy_(self._first_policy[name] if weights is None else torch.from_numpy(weights[name]))
+        self.actor_optimizer = torch.optim.Adam(self.networks.policy.net.parameters(), self.config.learning_rate)
+        self.owed = max(self.owed, self.config.updates_per_episode)
 
     @torch.no_grad()
     def policy_kl(self) -> float:

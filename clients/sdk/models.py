@@ -270,7 +270,7 @@ class PolicyVersion:
 
 @dataclass(frozen=True, slots=True)
 class PolicyEvent:
-    """What became of a version: ``event`` published, candidate, approved, rejected or rolled_back_to."""
+    """What became of a version: ``event`` published, candidate, approved, rejected, rolled_back_to or resumed."""
 
     at: str
     event: str

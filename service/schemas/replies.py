@@ -174,10 +174,10 @@ VersionStatus = Literal["published", "candidate", "rejected", "rolled_back"]
 
 
 class PolicyEvent(Struct, frozen=True):
-    """What became of a version: published, a candidate that waits for approval, approved, rejected, or gone back to; and why."""
+    """What became of a version: published, a candidate that waits for approval, approved, rejected, gone back to, learned on from; why."""
 
     at: str
-    event: Literal["published", "candidate", "approved", "rejected", "rolled_back_to"]
+    event: Literal["published", "candidate", "approved", "rejected", "rolled_back_to", "resumed"]
     version: int
     reason: str
 

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from service.judgement import SIGNIFICANCE, chance_of_fall, find_fall
+from service.judgement import SIGNIFICANCE, chance_of_fall, find_fall, find_recovery
 from service.policies import Networks
 from service.session_state import EpisodeRecord
 from service.settings import Settings
+from service.versions import Fallback, Fallen
 from tests.conftest import Driver
-from tests.service.learners import ready_to_learn, work_off, worker
+from tests.service.learners import ready_to_learn, same, stored_weights, work_off, worker
 from tests.tiny_bundle import with_envelope
 from training.contract.envelope import Envelope
 from training.contract.exploration import Phase
+from training.finetuning import Finetuner
 
 
 def records(returns: list[float], versions: list[int], phase: Phase = Phase.FINETUNING) -> list[EpisodeRecord]:
@@ -63,9 +65,82 @@ def test_the_chance_of_a_fall_is_the_share_of_orders_that_show_it(before: list[f
 def test_a_fall_is_not_held_against_a_version_that_was_there_before_it() -> None:
     returns = [1.0] * 10 + [0.0] * 5
     assert find_fall(records(returns, [3] * 15), 3) is None
-    assert find_fall(records(returns, [3] * 10 + [4] * 5), 4).version == 3
+    assert find_fall(records(returns, [3] * 10 + [4] * 5), 4).versions == [3]
     assert find_fall(records(returns, [3] * 10 + [4] * 5), 3) is None  # gone back already
     assert find_fall(records(returns, [3] * 10 + [4] * 5, Phase.EXPLORING), 4) is None
+
+
+def test_the_version_of_the_middle_before_the_fall_is_the_first_choice() -> None:
+    assert find_fall(records([1.0] * 10 + [0.0] * 3, list(range(1, 14))), 13).versions == [6, 7, 8, 9, 10]
+
+
+def test_episodes_of_versions_that_were_gone_back_from_are_no_reference() -> None:
+    history = records([1.0] * 10 + [0.0] * 5 + [1.0] * 3 + [0.0] * 3, [*range(1, 16), 6, 6, 6, 16, 17, 18])
+    assert find_fall(history, 18) is None  # five bad episodes before make the new ones look usual
+    assert find_fall(history, 18, [Fallen(7, 15)]).versions == [5, 6]
+
+
+def test_a_session_learns_on_once_its_returns_are_what_they_were() -> None:
+    fallback, bad = Fallback(version=6, episode=14, returns=[1.0] * 10), [1.0] * 10 + [0.0] * 5
+    versions = [*range(1, 16), *[6] * 6]
+    assert find_recovery(records([*bad, *[1.0] * 4], versions[:-2]), fallback) is None  # too few to say
+    assert "mean return is 1 in 5 episodes since, and was 1 before" in find_recovery(records([*bad, *[1.0] * 5], versions[:-1]), fallback)
+    assert find_recovery(records([*bad, 1, 0, 1, 1, 1], versions[:-1]), fallback) is not None  # one of five is no evidence
+    assert find_recovery(records([*bad, 0, 1, 1, 0, 1], versions[:-1]), fallback) is None
+    assert find_recovery(records([*bad, 0, 1, 1, 1, 1, 1], versions), fallback) is not None  # the newest five
+    assert find_recovery(records([*bad, *[1.0] * 5], [*versions[:-6], *[9] * 5]), fallback) is None  # of another version
+
+
+def test_after_going_back_a_session_learns_on_from_there_by_itself(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began_again, begin_again = [], Finetuner.begin_again
+    monkeypatch.setattr(Finetuner, "begin_again", lambda self, weights: (began_again.append(weights), begin_again(self, weights)))
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    work_off(learner)
+    for _ in range(10):
+        driver.run_episode(final_reward=1.0)
+        work_off(learner)
+    while driver.get("/finetuning")["state"] != "paused":
+        driver.run_episode(final_reward=-1.0)
+        work_off(learner)
+    back_to = driver.get("/policy")["current"]
+    assert 0 < back_to < 11
+    good = stored_weights(api, driver, back_to)
+    for _ in range(6):
+        driver.run_episode(final_reward=-1.0)  # still as bad: whatever it is, it is not the policy
+    assert (driver.get("/finetuning")["paused"], driver.get("/policy")["current"]) == (True, back_to)
+    for _ in range(5):
+        assert driver.run_episode(final_reward=1.0)[0]["policy_version"] == back_to
+    policy = driver.get("/policy")
+    assert (policy["history"][-1]["event"], policy["history"][-1]["version"]) == ("resumed", back_to)
+    assert "in 5 episodes since, and was 1 before it fell" in policy["history"][-1]["reason"]
+    assert driver.get("/finetuning")["paused"] is False
+    work_off(learner)
+    policy = driver.get("/policy")
+    (weights,) = began_again
+    assert same(weights, good)
+    assert policy["current"] > max(record["version"] for record in policy["versions"] if record["status"] == "rolled_back")
+    assert driver.run_episode()[0]["policy_version"] == policy["current"]
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_client_that_pauses_or_resumes_decides_for_itself(
+    api: TestClient, settings: Settings, tiny_networks: Networks, paused: bool
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    work_off(learner)
+    for _ in range(8):
+        driver.run_episode(final_reward=1.0)
+        work_off(learner)
+    while driver.get("/finetuning")["state"] != "paused":
+        driver.run_episode(final_reward=-1.0)
+        work_off(learner)
+    driver.ok(api.patch(f"{driver.path}/finetuning", json={"paused": paused}))
+    for _ in range(6):
+        driver.run_episode(final_reward=1.0)
+    assert driver.get("/finetuning")["paused"] is paused
+    assert "resumed" not in [event["event"] for event in driver.get("/policy")["history"]]
 
 
 def test_a_version_waits_for_approval_where_the_session_says_so(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:

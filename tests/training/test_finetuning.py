@@ -259,3 +259,24 @@ def test_what_is_saved_is_plain(learner, tmp_path):
     entries = json.loads(header[8 : 8 + length])
     assert json.loads(entries["__metadata__"]["note"]) == {"episodes": 2, "updates": 0, "owed": 6, "added": 8, "offered": 0}
     assert entries["tensor/rows"]["shape"] == [8, LAYOUT.width]
+
+
+@pytest.mark.parametrize("to_the_first", [True, False])
+def test_beginning_again_takes_an_earlier_policy_and_keeps_what_was_learned_of_the_task(learner, exported, tmp_path, to_the_first):
+    first = learner.policy_weights()
+    fed(learner, range(3))
+    learner.update(learner.updates_due())
+    earlier = first if to_the_first else learner.policy_weights()
+    learner.update(5)
+    critic = learner.networks.critic.state_dict()
+    critic = {name: value.clone() for name, value in critic.items()}
+    learner.save(tmp_path / "checkpoint.safetensors")
+    for each in (learner, Finetuner.load(exported, tmp_path / "checkpoint.safetensors")):
+        each.begin_again(None if to_the_first else earlier)
+        assert all(np.array_equal(value, earlier[name]) for name, value in each.policy_weights().items())
+        assert all(torch.equal(value, critic[name]) for name, value in each.networks.critic.state_dict().items())
+        assert len(each.replay) > 0
+        assert each.updates_due() == each.config.updates_per_episode
+        each.update(each.updates_due())
+    assert not any(np.array_equal(value, earlier[name]) for name, value in each.policy_weights().items())
+    assert all(np.array_equal(value, learner.policy_weights()[name]) for name, value in each.policy_weights().items())
