@@ -69,10 +69,21 @@ def test_clients_reach_the_service_over_the_network_only():
     assert [(name_of(path), module) for path in files for module in imports(path) if within(module, "service", "training", "torch")] == []
 
 
-def test_the_contract_between_training_and_service_needs_numpy_and_pydantic_only():
+def test_the_contract_between_training_and_service_needs_numpy_and_pydantic_and_for_signatures_cryptography():
     files = [path for path in SOURCES if path.is_relative_to(ROOT / "training/contract")]
-    outside = {module.partition(".")[0] for path in files for module in imports(path) if not within(module, "training.contract")}
-    assert outside - sys.stdlib_module_names == {"numpy", "pydantic"}
+    outside = {
+        (path.name, package)
+        for path in files
+        for module in imports(path)
+        if not within(module, "training.contract") and (package := module.partition(".")[0]) not in sys.stdlib_module_names
+    }
+    assert {package for _, package in outside} == {"numpy", "pydantic", "cryptography"}
+    assert {name for name, package in outside if package == "cryptography"} == {"signature.py"}
+
+
+def test_signatures_are_an_extra_that_nothing_needs_until_it_is_asked_for():
+    code = "import sys, training.contract.bundle, training.sign; sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
