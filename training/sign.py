@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.contract.bundle import Bundle
-from training.contract.errors import BundleCorrupt
+from training.contract.errors import BundleError
 from training.contract.signature import SIGNATURE, sign
 from training.contract.spec import MANIFEST
 
@@ -40,6 +40,6 @@ def sign_bundle(arguments: Sequence[str]) -> int:
         os.replace(scratch, file)
     except OSError as error:
         scratch.unlink(missing_ok=True)
-        raise BundleCorrupt(f"cannot write {file}: {error.strerror or error}") from error
+        raise BundleError(f"cannot write {file}: {error.strerror or error}") from error
     print(f"{file}: bundle {bundle.manifest.name} ({bundle.manifest.digest[:12]}), public key {fingerprint}")  # noqa: T201
     return 0

@@ -2,6 +2,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -142,3 +143,16 @@ def test_a_damaged_bundle_is_not_signed(tmp_path, keys, capsys):
     assert main(["sign", "--bundle", str(path), "--key", str(keys / "ours.pem")]) == 2
     assert "altered or damaged" in capsys.readouterr().err
     assert not (path / SIGNATURE).exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "sign"])
+def test_without_the_library_both_sides_say_which_extra_is_missing(signed, keys, monkeypatch, capsys, command):
+    for name in [name for name in sys.modules if name.split(".")[0] == "cryptography"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    if command == "serve":
+        with pytest.raises(KeyFileError, match="need the extra `signatures`"):
+            PublicKey.read(keys / "ours.pub.pem")
+    else:
+        assert main(["sign", "--bundle", str(signed), "--key", str(keys / "ours.pem")]) == 2
+        assert "need the extra `signatures`" in capsys.readouterr().err

@@ -33,10 +33,10 @@ class PublicKey:
     @classmethod
     def read(cls, path: Path | str) -> "PublicKey":
         """From a PEM file. Raises KeyFileError."""
+        data = _read(Path(path))
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-        data = _read(Path(path))
         try:
             key = load_pem_public_key(data)
         except Exception as error:
@@ -96,10 +96,10 @@ _HOW_PUBLIC: Final = "make one from the private key with 'openssl pkey -in KEY.p
 
 
 def _private_key(path: Path) -> "Ed25519PrivateKey":
+    data = _read(path)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    data = _read(path)
     try:
         key = load_pem_private_key(data, password=None)
     except Exception as error:
