@@ -16,12 +16,12 @@ from service import schemas
 from service.acting import following, learning_due
 from service.errors import ServiceError, UnknownVersion
 from service.jobs import JobQueue
-from service.judgement import RECENT, REFERENCE, Fall, find_fall, find_recovery
+from service.judgement import RECENT, REFERENCE, Fall, Fallback, find_fall, find_recovery
 from service.keys import SessionKeys
 from service.policies import Networks
 from service.session_state import Changes, Loaded, Posterior, task_prior
 from service.sessions import SessionStore
-from service.versions import Fallback, VersionStore
+from service.versions import VersionStore
 from service.views import belief_view
 from training.contract.context import Floats
 from training.contract.exploration import Exploration, turns

@@ -11,9 +11,9 @@ from itertools import combinations
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from service.session_state import EpisodeRecord
-from service.versions import Fallback, Fallen
 from training.contract.exploration import Phase
 
 RECENT: Final = (3, 4, 5)
@@ -25,6 +25,25 @@ REFERENCE: Final = (5, 10)
 SIGNIFICANCE: Final = 0.005
 STILL_LOW: Final = 0.2
 """With a probability of at most this, returns are held to be lower still than before the fall."""
+
+
+class Fallback(Struct, frozen=True):
+    """What a session went back from by itself: to which version, after which episode, and the returns of the episodes before the fall."""
+
+    version: int
+    episode: int
+    returns: list[float]
+
+
+class Fallen(Struct, frozen=True):
+    """Versions ``first`` to ``last`` were gone back from."""
+
+    first: int
+    last: int
+
+    def holds(self, version: int) -> bool:
+        """Whether this version is one of them."""
+        return self.first <= version <= self.last
 
 
 @dataclass(frozen=True)

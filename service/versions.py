@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
-from msgspec import Struct
 from redis import Redis
 
 from service.errors import UnknownVersion
+from service.judgement import Fallback, Fallen
 from service.keys import COUNTERS, SessionKeys
 from service.policies import MetaPolicy, Networks, PolicyWeights
 from service.schemas import LearningState, PolicyEvent, PolicyVersion, VersionStatus
@@ -35,25 +35,6 @@ class Progress:
     error: str | None
     restart: int | None
     """The version that the learner has to begin again from, before anything else."""
-
-
-class Fallback(Struct, frozen=True):
-    """What a session went back from by itself: to which version, after which episode, and the returns of the episodes before the fall."""
-
-    version: int
-    episode: int
-    returns: list[float]
-
-
-class Fallen(Struct, frozen=True):
-    """Versions ``first`` to ``last`` were gone back from."""
-
-    first: int
-    last: int
-
-    def holds(self, version: int) -> bool:
-        """Whether this version is one of them."""
-        return self.first <= version <= self.last
 
 
 @dataclass(frozen=True)
@@ -128,6 +109,8 @@ redis.call('HSET', KEYS[1], 'current', ARGV[1])
 if ARGV[3] ~= '' then
   redis.call('HSET', KEYS[3], 'paused', '1', 'restart', ARGV[1], 'fallen', ARGV[3])
   if ARGV[4] == '' then redis.call('HDEL', KEYS[3], 'fallback') else redis.call('HSET', KEYS[3], 'fallback', ARGV[4]) end
+else
+  redis.call('HDEL', KEYS[3], 'restart')
 end
 redis.call('RPUSH', KEYS[4], ARGV[2])
 for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[1])) end

@@ -100,10 +100,8 @@ class Worker:
         match self._slice(job):
             case Turn.WORKED:
                 self._active.append(job)
-            case Turn.INTERRUPTED if (
-                not job.interrupted
-            ):  # first again: a process's first slice is slow, and this job would always pay for it
-                job.interrupted = True
+            case Turn.INTERRUPTED if not job.interrupted:
+                job.interrupted = True  # first again: a process's first slice is slow, and this job would always pay for it
                 self._active.appendleft(job)
             case Turn.INTERRUPTED:
                 self._active.append(job)

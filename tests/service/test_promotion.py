@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from service.judgement import SIGNIFICANCE, chance_of_fall, find_fall, find_recovery
+from service.judgement import SIGNIFICANCE, Fallback, Fallen, chance_of_fall, find_fall, find_recovery
 from service.policies import Networks
 from service.session_state import EpisodeRecord
 from service.settings import Settings
-from service.versions import Fallback, Fallen
+from service.worker import Worker
 from tests.conftest import Driver
 from tests.service.learners import ready_to_learn, same, stored_weights, work_off, worker
 from tests.tiny_bundle import with_envelope
@@ -19,6 +19,17 @@ from training.finetuning import Finetuner
 
 def records(returns: list[float], versions: list[int], phase: Phase = Phase.FINETUNING) -> list[EpisodeRecord]:
     return [EpisodeRecord(i, i, i + 1, 5, r, phase, [v]) for i, (r, v) in enumerate(zip(returns, versions, strict=True))]
+
+
+def fall(driver: Driver, learner: Worker, good_episodes: int) -> None:
+    """Learn from good episodes, then from bad ones until the session goes back by itself."""
+    work_off(learner)
+    for _ in range(good_episodes):
+        driver.run_episode(final_reward=1.0)
+        work_off(learner)
+    while driver.get("/finetuning")["state"] != "paused":
+        driver.run_episode(final_reward=-1.0)
+        work_off(learner)
 
 
 def test_a_bad_fine_tune_is_rolled_back_within_five_episodes(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
@@ -97,13 +108,7 @@ def test_after_going_back_a_session_learns_on_from_there_by_itself(
     began_again, begin_again = [], Finetuner.begin_again
     monkeypatch.setattr(Finetuner, "begin_again", lambda self, weights: (began_again.append(weights), begin_again(self, weights)))
     driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
-    work_off(learner)
-    for _ in range(10):
-        driver.run_episode(final_reward=1.0)
-        work_off(learner)
-    while driver.get("/finetuning")["state"] != "paused":
-        driver.run_episode(final_reward=-1.0)
-        work_off(learner)
+    fall(driver, learner, good_episodes=10)
     back_to = driver.get("/policy")["current"]
     assert 0 < back_to < 11
     good = stored_weights(api, driver, back_to)
@@ -129,13 +134,7 @@ def test_a_client_that_pauses_or_resumes_decides_for_itself(
     api: TestClient, settings: Settings, tiny_networks: Networks, paused: bool
 ) -> None:
     driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
-    work_off(learner)
-    for _ in range(8):
-        driver.run_episode(final_reward=1.0)
-        work_off(learner)
-    while driver.get("/finetuning")["state"] != "paused":
-        driver.run_episode(final_reward=-1.0)
-        work_off(learner)
+    fall(driver, learner, good_episodes=8)
     driver.ok(api.patch(f"{driver.path}/finetuning", json={"paused": paused}))
     for _ in range(6):
         driver.run_episode(final_reward=1.0)
