@@ -79,7 +79,7 @@ class Robot(threading.Thread):
             status = session.finetuning(wait_s=5)
             if status.state == "failed":
                 raise AssertionError(f"fine-tuning failed: {status.error}")
-            if status.episodes_learned >= status.episodes_completed:
+            if status.paused or status.episodes_learned >= status.episodes_completed:  # paused: it went back, as its twin will
                 return
 
 
