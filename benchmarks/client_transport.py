@@ -2,12 +2,16 @@
 
 A bare ASGI application answers each request with the same action, so that nearly all of the time is the client's own and the
 machine's. Prints the median and the 95th percentile in milliseconds: a raw socket (the floor), the SDK's transport, urllib3 (a pool
-manager, and the pool of one host), and the SDK's whole `step`, which encodes, checks and decodes as well.
+manager, and the pool of one host), and the SDK's whole `step`, which encodes, checks and decodes as well. The ways take turns.
+
+A server whose next request comes a little later has gone to sleep by then, and has to be woken up. So a raw socket that does nothing for
+as long as the SDK's `step` computes between two requests is measured too: the difference to it is what the SDK costs.
 """
 
 import argparse
 import json
 import socket
+import statistics
 import sys
 import tempfile
 import time
@@ -18,9 +22,12 @@ from pathlib import Path
 import urllib3
 
 from benchmarks.processes import free_port, started, uvicorn
+from benchmarks.stream import figures, measure
 from clients.sdk import HttpTransport, Session, SkilletClient
+from clients.sdk.http_wire import Reply
 from clients.sdk.models import SessionInfo, parse
 
+FLOOR = "raw socket"
 OUTCOME = {"episode": 0, "step": 0, "reward": 0.0, "next_observation": [0.1, 0.2, 0.3, 0.4], "terminated": False, "truncated": False}
 VECTOR = {"names": ["w", "x", "y", "z"], "units": ["m"] * 4, "low": [-1] * 4, "high": [1] * 4}
 SESSION = {
@@ -79,15 +86,24 @@ def ways(port: int) -> dict[str, Callable[[], object]]:
     transport, manager, pool = HttpTransport(url), urllib3.PoolManager(), urllib3.HTTPConnectionPool("127.0.0.1", port)
     session = Session(SkilletClient(url), parse(SessionInfo, SESSION))
 
-    def raw_socket() -> object:
+    def raw_socket() -> bytes:
         raw.sendall(request)
         reply = raw.recv(65536)
         while not reply.endswith(b"}"):  # uvicorn sends head and body each on its own; what is left would be the next call's reply
             reply += raw.recv(65536)
         return reply
 
+    computing_s = computing(Reply(200, {}, raw_socket().partition(b"\r\n\r\n")[2]))
+
+    def raw_socket_later() -> bytes:
+        until = time.perf_counter() + computing_s
+        while time.perf_counter() < until:
+            pass
+        return raw_socket()
+
     return {
-        "raw socket": raw_socket,
+        FLOOR: raw_socket,
+        f"raw socket, {1e6 * computing_s:.0f} us later": raw_socket_later,
         "SDK transport": lambda: transport.request("POST", "/x", body, json_type, 5.0),
         "urllib3 pool of one host": lambda: pool.urlopen("POST", "/x", body, json_type, retries=False, timeout=5.0).data,
         "urllib3 pool manager": lambda: manager.request("POST", f"{url}/x", body=body, headers=json_type, retries=False, timeout=5.0).data,
@@ -95,26 +111,37 @@ def ways(port: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(call: Callable[[], object], requests: int) -> tuple[float, float]:
-    """Median and 95th percentile of one call in milliseconds, after a tenth of the calls as warm-up."""
-    times = []
-    for _ in range(requests + requests // 10):
+class _Nowhere:
+    """A transport that has the reply already."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    def request(self, *_: object) -> Reply:
+        return self._reply
+
+    def close(self) -> None:
+        pass
+
+
+def computing(reply: Reply, calls: int = 2000) -> float:
+    """Median time in seconds of a `step` that goes nowhere: what the SDK computes itself."""
+    session, times = Session(SkilletClient("http://127.0.0.1", transport=_Nowhere(reply)), parse(SessionInfo, SESSION)), []
+    for _ in range(calls):
         started = time.perf_counter()
-        call()
+        session.step(0.0, [0.1, 0.2, 0.3, 0.4], False, False)
         times.append(time.perf_counter() - started)
-    times = sorted(times[requests // 10 :])
-    return 1e3 * times[len(times) // 2], 1e3 * times[int(0.95 * len(times))]
+    return statistics.median(times)
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=3000)
-    requests = parser.parse_args().requests
+    parser.add_argument("--rounds", type=int, default=15, help="of a block of calls for each way")
+    rounds = parser.parse_args().rounds
     with server() as port:
-        for name, call in ways(port).items():
-            median_ms, tail_ms = measure(call, requests)
-            sys.stdout.write(f"{name:30s} median {median_ms:.3f} ms  95th percentile {tail_ms:.3f} ms\n")
+        for name, each in figures(measure(ways(port), rounds), FLOOR).items():
+            sys.stdout.write(f"{name:30s} median {each['p50_ms']:.3f} ms  99th percentile {each['p99_ms']:.3f} ms\n")
 
 
 if __name__ == "__main__":

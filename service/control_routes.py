@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from service import schemas
 from service.openapi import documented
 from service.parts import parts_of
-from service.wire import read, reply
+from service.wire import intact, read, reply
 
 _TRANSITION_EXAMPLE = {
     "episode": 0,
@@ -79,6 +79,7 @@ async def act(request: Request, session_id: str) -> Response:
 @control.post("/{session_id}/episodes/end", openapi_extra=documented(schemas.EpisodeEnded))
 async def end_episode(request: Request, session_id: str) -> Response:
     """End an open episode as truncated, without starting another."""
+    await intact(request)
     return reply(await parts_of(request).loop.end_episode(session_id))
 
 

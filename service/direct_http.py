@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 from service import schemas
 from service.deadlines import Deadline
 from service.decoding import decode
-from service.framing import DIGEST, REQUEST_ID, digest, given_request_id, new_request_id
+from service.framing import DIGEST, REQUEST_ID, covered, digest, given_request_id, new_request_id
 from service.http_protocol import MAX_HEAD_BYTES, LimitedHttpProtocol
 from service.lane import Lane
 from service.wire import encode
@@ -132,7 +132,7 @@ class DirectHttp(LimitedHttpProtocol):
         try:
             parts.doors.enter({"method": "POST", "path": asked[5:].decode(), "headers": headers.items(), "skillet.headers": headers})
             claimed = headers.get(DIGEST)
-            if len(body) > parts.settings.max_body_bytes or (claimed is not None and claimed != digest(asked, body)):
+            if len(body) > parts.settings.max_body_bytes or (claimed is not None and claimed != digest(covered(asked, headers), body)):
                 return None
             request, deadline = decode(body, _KINDS[call]), parts.deadlines.given(headers, session_id)
         except Exception:  # whatever it is: the application refuses it, and says why
@@ -180,7 +180,7 @@ class _HttpCall:
             number.encode(),
         )
         if (claimed := headers.get(DIGEST)) is not None:
-            head += b"%s: %s\r\n" % (DIGEST, digest(claimed, self._asked, b"200", body))
+            head += b"%s: %s\r\n" % (DIGEST, digest(claimed, covered(self._asked, headers), b"200", body))
         self._protocol.finish(head, body)
 
     def go_around(self) -> None:

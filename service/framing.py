@@ -1,7 +1,8 @@
 """What every reply carries, and how damage on the way is found: request id, ``Server-Timing``, and a digest for clients that send one.
 
-``Skillet-Digest`` on a request is a digest of its method, path and body; the reply's is of the request's, the method and path that came,
-the status and the body. A client that checks it never acts on a number that a bad link changed. With TLS it is needless.
+``Skillet-Digest`` on a request is a digest of its method, path, body and those headers that say what it does; the reply's is of the
+request's, of the same of what came, the status and the body. A client that checks it never acts on a number that a bad link changed, nor
+takes a refusal of something that it never sent for its own. With TLS it is needless.
 """
 
 import hashlib
@@ -9,12 +10,14 @@ import itertools
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DIGEST: Final = b"skillet-digest"
 REQUEST_ID: Final = b"x-request-id"
+_COVERED: Final = (b"authorization", b"idempotency-key", b"skillet-deadline-ms", b"skillet-sent-ms")
 _PROCESS = secrets.token_hex(5)
 _count = itertools.count()
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -25,6 +28,11 @@ def digest(*parts: bytes) -> bytes:
     return hashlib.blake2b(b"\n".join(parts), digest_size=12).hexdigest().encode()
 
 
+def covered(line: bytes, given: Mapping[bytes, bytes]) -> bytes:
+    """What of a request's head its digest covers: ``METHOD PATH``, and a line for each of the headers that say what it does."""
+    return b"\n".join([line, *[b"%s: %s" % (name, given[name]) for name in _COVERED if name in given]])
+
+
 def request_digest(scope: Scope, body: bytes) -> bytes:
     """The digest that the request should have."""
     return digest(_asked(scope), body)
@@ -33,7 +41,7 @@ def request_digest(scope: Scope, body: bytes) -> bytes:
 def _asked(scope: Scope) -> bytes:
     query: bytes = scope.get("query_string", b"")
     path: bytes = scope.get("raw_path") or scope["path"].encode()
-    return b"%s %s%s" % (scope["method"].encode(), path.partition(b"?")[0], b"?" + query if query else b"")
+    return covered(b"%s %s%s" % (scope["method"].encode(), path.partition(b"?")[0], b"?" + query if query else b""), headers(scope))
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

@@ -15,7 +15,7 @@ from service.parts import Parts, parts_of
 from service.session_errors import ConcurrentUpdate
 from service.session_state import Changes, Loaded
 from service.step_loop import MAX_ATTEMPTS
-from service.wire import read, reply
+from service.wire import intact, read, reply
 from training.contract.exploration import Phase
 
 MAX_WAIT_S: Final = 60.0
@@ -66,6 +66,7 @@ async def change_session(request: Request, session_id: str) -> Response:
 @sessions.delete("/{session_id}", openapi_extra=documented(schemas.SessionView))
 async def close_session(request: Request, session_id: str) -> Response:
     """Close a session and remove everything of it."""
+    await intact(request)
     parts = parts_of(request)
     version = parts.store.task_version(parts.store.load(session_id).keys)
     loaded = parts.store.close(session_id)
@@ -76,6 +77,7 @@ async def close_session(request: Request, session_id: str) -> Response:
 @sessions.post("/{session_id}/episodes", status_code=201, openapi_extra=documented(schemas.EpisodeStarted, status=201))
 async def start_episode(request: Request, session_id: str) -> Response:
     """Start an episode; an open one is ended as truncated. With an ``Idempotency-Key``, sent again it starts no second one."""
+    await intact(request)
     return reply(await parts_of(request).loop.start_episode(session_id, key_of(request)), 201)
 
 

@@ -195,9 +195,10 @@ class VersionStore:
             version = max(candidates, default=None)
         event = _event("approved", version or 0, "a client approved it")
         if version not in candidates or not self._current(keys, version, event):
+            kept = {int(each) for each in cast(list[bytes], self.redis.hkeys(keys.weights))}
             raise UnknownVersion(
-                "there is no such candidate",
-                expected=sorted(candidates),
+                "that candidate's weights are no longer kept" if version in candidates else "there is no such candidate",
+                expected=sorted(kept & candidates.keys()),
                 received=version,
                 action="Name one of the candidates: GET /v1/sessions/{id}/policy.",
             )

@@ -43,17 +43,25 @@ def encode(body: Any) -> bytes:
 
 
 async def read(request: Request, kind: type[RequestType]) -> RequestType:
-    """Read and decode a body. Raises BodyTooLarge before more than the limit has been kept, or InvalidRequest."""
+    """Read and decode a body. Raises as `intact`, or InvalidRequest."""
+    return decode(await intact(request), kind)
+
+
+async def intact(request: Request) -> bytes:
+    """The body of a request that fits its digest, if it has one: to be waited for before the request has an effect.
+
+    Raises BodyTooLarge before more than the limit has been kept, or DamagedRequest.
+    """
     body = await _body(request)
     claimed = header(request.scope, b"skillet-digest")
     if claimed is not None and claimed != request_digest(request.scope, body):
         raise DamagedRequest(
             "the request was damaged on its way: it does not fit its digest",
-            expected="the digest of method, path and body",
+            expected="the digest of method, path, headers and body",
             received=claimed[:64].decode("latin-1"),
             action="Send it again; over a bad link use TLS.",
         )
-    return decode(body, kind)
+    return body
 
 
 async def _body(request: Request) -> bytes:

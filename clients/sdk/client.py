@@ -35,6 +35,8 @@ from clients.sdk.transport import HttpTransport, Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _RETRIED_STATUS = frozenset({429, 502, 503, 504})
+_COVERED = ("authorization", "idempotency-key", "skillet-deadline-ms", "skillet-sent-ms")
+"""Headers that say what a request does: its digest covers them."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 0.5
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
@@ -212,7 +214,7 @@ class SkilletClient:
 
     def _send(self, method: str, path: str, data: bytes | None, headers: Mapping[str, str], timeout_s: float) -> Reply:
         """One request. Its digest, and the reply's, tell when the link changes bytes; a service that sends none is taken as it is."""
-        asked = f"{method} {path}".encode()
+        asked = "\n".join([f"{method} {path}", *[f"{name}: {headers[name]}" for name in _COVERED if name in headers]]).encode()
         own = _digest(asked, data or b"")
         reply = self._transport.request(method, path, data, {**headers, "skillet-digest": own}, timeout_s)
         self._had_reply = True

@@ -255,6 +255,23 @@ def test_a_damaged_request_is_refused_and_an_undamaged_one_gets_a_digest(driver:
     assert reply.headers["skillet-digest"].encode() == digest(claimed, f"POST {path}".encode(), b"200", reply.content)
 
 
+def test_a_damaged_header_that_says_what_a_request_does_is_found(driver: Driver) -> None:
+    asked = f"POST {driver.path}/episodes\nidempotency-key: robot-1\nskillet-deadline-ms: 500".encode()
+    claimed, before = digest(asked, b"{}"), driver.get()
+    sound = {"idempotency-key": "robot-1", "skillet-deadline-ms": "500", "skillet-digest": claimed.decode()}
+    for damage in ({"idempotency-key": "robot-3"}, {"skillet-deadline-ms": "100"}, {"idempotency-kez": "robot-1", "idempotency-key": ""}):
+        headers = {name: value for name, value in (sound | damage).items() if value}
+        reply = driver.api.post(f"{driver.path}/episodes", content=b"{}", headers=headers)
+        assert (reply.status_code, reply.json()["code"]) == (400, "damaged_request")
+    assert driver.get() == before
+    refused = driver.api.post(f"{driver.path}/episodes", content=b"{}", headers=sound | {"idempotency-key": "robot\xb01".encode("latin-1")})
+    assert refused.status_code in (400, 422)
+    assert refused.headers["skillet-digest"].encode() != digest(claimed, asked, str(refused.status_code).encode(), refused.content)
+    reply = driver.api.post(f"{driver.path}/episodes", content=b"{}", headers=sound)
+    assert reply.status_code == 201
+    assert reply.headers["skillet-digest"].encode() == digest(claimed, asked, b"201", reply.content)
+
+
 def test_a_policy_that_gives_nan_sends_nothing(guarded, guarded_networks, monkeypatch, tmp_path: Path) -> None:
     for bad in (math.nan, math.inf, -math.inf):
         monkeypatch.setattr(guarded_networks._decoder, "run_one", lambda *inputs, bad=bad: [np.array([bad, 0.0], np.float32)])

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from fastapi.testclient import TestClient
+from redis import Redis
 from redis.exceptions import TimeoutError
 
 from service.jobs import MAX_ATTEMPTS
@@ -178,21 +179,26 @@ def test_sessions_beside_one_that_kills_its_learners_are_not_given_up(
     assert [driver.get("/finetuning")["updates"] for driver in others] == [12, 12]
 
 
+def lose_leases(monkeypatch: pytest.MonkeyPatch, redis: "Redis", session: SessionKeys, times: int) -> list[Finetuner]:
+    """Let the lease of a session, the first that learns, run out in so many of its slices. Returns the learner, once for each."""
+    update, slow = Finetuner.update, list[Finetuner]()
+
+    def lose_the_lease(finetuner: Finetuner, count: int) -> dict[str, float]:
+        losses = update(finetuner, count)
+        if len(slow) < times and (not slow or finetuner is slow[0]):
+            slow.append(finetuner)
+            redis.delete(session.lease)
+        return losses
+
+    monkeypatch.setattr(Finetuner, "update", lose_the_lease)
+    return slow
+
+
 def test_a_learner_whose_lease_runs_out_in_its_first_slice_finishes_that_session_first(
     api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = [ready_to_learn(api, seed=seed) for seed in (1, 2)]
-    store, update = api.app.state.parts.store, Finetuner.update
-    slow: list[Finetuner] = []
-
-    def lose_the_lease(finetuner: Finetuner, count: int) -> dict[str, float]:
-        losses = update(finetuner, count)
-        if not slow:
-            slow.append(finetuner)
-            store.redis.delete(SessionKeys(first.session["session_id"]).lease)
-        return losses
-
-    monkeypatch.setattr(Finetuner, "update", lose_the_lease)
+    slow = lose_leases(monkeypatch, api.app.state.parts.store.redis, SessionKeys(first.session["session_id"]), times=1)
     learner = worker(settings, tiny_networks)
     learner.turn(1)
     assert slow
@@ -206,17 +212,7 @@ def test_a_session_whose_lease_runs_out_again_and_again_does_not_hold_up_the_oth
     api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = [ready_to_learn(api, seed=seed) for seed in (1, 2)]
-    store, update = api.app.state.parts.store, Finetuner.update
-    slow: list[Finetuner] = []
-
-    def lose_the_lease(finetuner: Finetuner, count: int) -> dict[str, float]:
-        losses = update(finetuner, count)
-        if not slow or finetuner is slow[0]:
-            slow.append(finetuner)
-            store.redis.delete(SessionKeys(first.session["session_id"]).lease)
-        return losses
-
-    monkeypatch.setattr(Finetuner, "update", lose_the_lease)
+    slow = lose_leases(monkeypatch, api.app.state.parts.store.redis, SessionKeys(first.session["session_id"]), times=3)
     learner = worker(settings, tiny_networks)
     for _ in range(3):
         learner.turn(1)

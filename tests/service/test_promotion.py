@@ -142,6 +142,34 @@ def test_a_client_that_pauses_or_resumes_decides_for_itself(
     assert "resumed" not in [event["event"] for event in driver.get("/policy")["history"]]
 
 
+def test_a_version_that_is_approved_after_going_back_is_learned_on_from(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began_again: list[object] = []
+    monkeypatch.setattr(Finetuner, "begin_again", lambda self, weights: began_again.append(weights))
+    driver, learner = ready_to_learn(api, promotion="manual"), worker(settings, tiny_networks)
+    for episode in range(11):
+        work_off(learner)
+        if episode not in (0, 5):
+            driver.ok(driver.post("policy/approve"))
+        driver.run_episode(final_reward=1.0)
+    while driver.get("/finetuning")["state"] != "paused":
+        work_off(learner)
+        driver.ok(driver.post("policy/approve"))
+        driver.run_episode(final_reward=-1.0)
+    assert driver.get("/policy")["history"][-1]["event"] == "rolled_back_to"
+    gone = driver.post("policy/approve", version=1).json()
+    assert (gone["code"], gone["expected"]) == ("unknown_version", [6])
+    assert "no longer kept" in gone["detail"]
+    driver.ok(driver.post("policy/approve", version=6))  # which has waited all the time
+    driver.ok(api.patch(f"{driver.path}/finetuning", json={"paused": False}))
+    newest = driver.get("/policy")["versions"][-1]["version"]
+    driver.run_episode(final_reward=1.0)
+    work_off(learner)
+    assert began_again == []
+    assert driver.get("/policy")["versions"][-1]["version"] > newest
+
+
 def test_a_version_waits_for_approval_where_the_session_says_so(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
     driver, learner = ready_to_learn(api, promotion="manual"), worker(settings, tiny_networks)
     work_off(learner)
