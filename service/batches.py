@@ -94,9 +94,9 @@ class Batches:
         try:
             networks = self._loop.networks(loaded)
             if not loaded.recalled:
-                self._loop.prepare(loaded, networks)
+                self._loop.policies.prepare(loaded, networks)
             each = Begun(loaded, networks)
-            self._conclude(each, request, self._loop.policy_at_hand(loaded, networks, acting.wanted_version))
+            self._conclude(each, request, self._loop.policies.at_hand(loaded, networks, acting.wanted_version))
         except (ServiceError, LookupError):
             return None  # alone, it gets the error that tells of it, or waits for its policy
         return each

@@ -15,10 +15,11 @@ import numpy as np
 from service import acting, recording, schemas
 from service.adaptation import Adaptation
 from service.deadlines import Deadline
-from service.errors import ServiceError, UnknownBundle, UnknownVersion
+from service.errors import ServiceError, UnknownBundle
 from service.metrics import Metrics
 from service.observations import check_observation
-from service.policies import MetaPolicy, Networks, PolicyCache
+from service.policies import MetaPolicy, Networks
+from service.policy_loading import PolicyLoader, Wanted
 from service.session_errors import ConcurrentUpdate
 from service.session_log import Acted, Began
 from service.session_state import Changes, Loaded, Session, StartedEpisode, task_prior
@@ -32,7 +33,6 @@ MAX_ATTEMPTS = 20
 _KEPT_STARTS = 4
 Reply = TypeVar("Reply")
 Change = Callable[[Loaded, Changes, Networks, MetaPolicy | None], Reply]
-Wanted = Callable[[Loaded, int], int | None]
 
 
 class StepLoop:
@@ -48,10 +48,9 @@ class StepLoop:
         adaptation: Adaptation,
         metrics: Metrics,
     ) -> None:
-        self.settings, self.store, self._versions = settings, store, versions
+        self.settings, self.store = settings, store
+        self.policies = PolicyLoader(versions, settings.cached_versions)
         self._bundles, self._adaptation, self._metrics = bundles, adaptation, metrics
-        self._policies = PolicyCache(settings.cached_versions)
-        self._loading: dict[tuple[str, int], asyncio.Task[MetaPolicy]] = {}
 
     async def start_episode(self, session_id: str, key: str | None = None) -> schemas.EpisodeStarted:
         """End an open episode as truncated, then begin the next with the posterior of all context so far.
@@ -80,7 +79,7 @@ class StepLoop:
             if key is not None:
                 loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]
             if self.store.save(loaded, Changes(events=[_began(loaded.session)])):
-                self.prepare(loaded, networks)
+                self.policies.prepare(loaded, networks)
                 return answer
         raise _busy(session_id)
 
@@ -205,10 +204,10 @@ class StepLoop:
             loaded = self.store.load(session_id) if attempt else self.store.recall(session_id)
             networks = self.networks(loaded)
             if not loaded.recalled:
-                self.prepare(loaded, networks)
+                self.policies.prepare(loaded, networks)
             changes = Changes()
             try:
-                reply = change(loaded, changes, networks, await self._policy_for(loaded, networks, wanted))
+                reply = change(loaded, changes, networks, await self.policies.get(loaded, networks, wanted))
             except ServiceError:
                 if not loaded.recalled:
                     raise
@@ -229,51 +228,6 @@ class StepLoop:
             if answer.outside:
                 self._metrics.outside.inc()
         return answer
-
-    def policy_at_hand(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
-        """The policy that the next action needs; None when a running skill is kept. Raises LookupError when it has to be loaded first."""
-        version = wanted(loaded, networks.spec.skill_horizon)
-        if version is None:
-            return None
-        if version == 0:
-            return networks.meta_policy
-        if (policy := self._policies.get(loaded.session.session_id, version)) is None:
-            raise LookupError(version)
-        return policy
-
-    async def _policy_for(self, loaded: Loaded, networks: Networks, wanted: Wanted) -> MetaPolicy | None:
-        try:
-            return self.policy_at_hand(loaded, networks, wanted)
-        except LookupError as missing:
-            return await self._load_policy(loaded, networks, missing.args[0])
-
-    async def _load_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
-        return await asyncio.shield(self._loading_of(loaded, networks, version))
-
-    def prepare(self, loaded: Loaded, networks: Networks) -> None:
-        """Begin to load the version that the next skill will be chosen with, so that the step that chooses need not wait."""
-        version = loaded.current_version
-        if version and acting.follows_versions(loaded.session) and not self._policies.get(loaded.session.session_id, version):
-            self._loading_of(loaded, networks, version)
-
-    def _loading_of(self, loaded: Loaded, networks: Networks, version: int) -> asyncio.Task[MetaPolicy]:
-        """The loading of a fine-tuned policy, off the event loop, begun if it was not."""
-        wanted = (loaded.session.session_id, version)
-        if (task := self._loading.get(wanted)) is None:
-            task = self._loading[wanted] = asyncio.create_task(asyncio.to_thread(self._read_policy, loaded, networks, version))
-            task.add_done_callback(lambda done: self._loaded(wanted, done))
-        return task
-
-    def _read_policy(self, loaded: Loaded, networks: Networks, version: int) -> MetaPolicy:
-        policy = self._versions.policy(loaded.keys, version, networks)
-        if policy is None:
-            raise UnknownVersion(f"the weights of policy version {version} are gone", received=version, action="Roll back to another.")
-        return policy
-
-    def _loaded(self, wanted: tuple[str, int], done: asyncio.Task[MetaPolicy]) -> None:
-        del self._loading[wanted]
-        if not done.cancelled() and done.exception() is None:  # whoever waits for it sees the error; else the next one tries again
-            self._policies.put(wanted[0], done.result())
 
     def grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
         """Count what was saved, and start what follows from it."""

@@ -19,6 +19,7 @@ from service.judgement import Fallback, Fallen
 from service.keys import COUNTERS, SessionKeys
 from service.policies import MetaPolicy, Networks, PolicyWeights
 from service.schemas import LearningState, PolicyEvent, PolicyVersion, VersionStatus
+from service.version_scripts import CHECKPOINT, MAKE_CURRENT, PUBLISH, REPORT, RESUME
 
 Numbers = dict[str, float | None]
 
@@ -53,89 +54,16 @@ class Candidate:
     needs_approval: bool = False
 
 
-_IF_LEASED = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end
-local left = redis.call('PTTL', KEYS[2])
-if left < 0 then return -1 end
-"""
-
-_REPORT = (
-    _IF_LEASED
-    + """
-for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end
-redis.call('PEXPIRE', KEYS[3], left)
-return 1
-"""
-)
-
-_CHECKPOINT = (
-    _IF_LEASED
-    + """
-redis.call('SET', KEYS[3], ARGV[2], 'PX', left)
-redis.call('HDEL', KEYS[4], 'attempts', 'attempted_by')
-if ARGV[3] ~= '' and redis.call('HGET', KEYS[4], 'restart') == ARGV[3] then redis.call('HDEL', KEYS[4], 'restart') end
-return 1
-"""
-)
-
-# A version that was gone back from must not come back behind anybody's back: nothing is published while fine-tuning is paused, nor
-# before the learner has begun again.
-_PUBLISH = (
-    _IF_LEASED
-    + """
-if redis.call('HGET', KEYS[3], 'paused') == '1' or redis.call('HEXISTS', KEYS[3], 'restart') == 1 then return 0 end
-redis.call('HSET', KEYS[3], 'versions', ARGV[2], 'learned', ARGV[7], 'state', 'idle')
-redis.call('HDEL', KEYS[3], 'attempts', 'attempted_by')
-redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
-redis.call('RPUSH', KEYS[7], ARGV[8])
-redis.call('LTRIM', KEYS[7], -1000, -1)
-if ARGV[4] ~= '' then
-  redis.call('HSET', KEYS[5], ARGV[2], ARGV[4])
-  if ARGV[9] == '' then redis.call('HSET', KEYS[2], 'current', ARGV[2]) end
-  local held = redis.call('HKEYS', KEYS[5])
-  table.sort(held, function(a, b) return tonumber(a) < tonumber(b) end)
-  for i = 1, #held - tonumber(ARGV[6]) do redis.call('HDEL', KEYS[5], held[i]) end
-end
-if ARGV[5] ~= '' then redis.call('SET', KEYS[6], ARGV[5]) end
-for i = 3, 7 do redis.call('PEXPIRE', KEYS[i], left) end
-return tonumber(ARGV[2])
-"""
-)
-
-_MAKE_CURRENT = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if ARGV[1] ~= '0' and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'current', ARGV[1])
-if ARGV[3] ~= '' then
-  redis.call('HSET', KEYS[3], 'paused', '1', 'restart', ARGV[1], 'fallen', ARGV[3])
-  if ARGV[4] == '' then redis.call('HDEL', KEYS[3], 'fallback') else redis.call('HSET', KEYS[3], 'fallback', ARGV[4]) end
-else
-  redis.call('HDEL', KEYS[3], 'restart')
-end
-redis.call('RPUSH', KEYS[4], ARGV[2])
-for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[1])) end
-return 1
-"""
-
-# Of several processes that find returns to be what they were, one resumes; after a client has paused or resumed, none.
-_RESUME = """
-if redis.call('HDEL', KEYS[1], 'fallback') == 0 then return 0 end
-redis.call('HSET', KEYS[1], 'paused', '0')
-redis.call('RPUSH', KEYS[2], ARGV[1])
-return 1
-"""
-
-
 class VersionStore:
     """Policy versions and progress in Redis. redis.RedisError goes up as it is."""
 
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
-        self._report = redis.register_script(_REPORT)
-        self._checkpoint = redis.register_script(_CHECKPOINT)
-        self._publish = redis.register_script(_PUBLISH)
-        self._make_current = redis.register_script(_MAKE_CURRENT)
-        self._resume = redis.register_script(_RESUME)
+        self._report = redis.register_script(REPORT)
+        self._checkpoint = redis.register_script(CHECKPOINT)
+        self._publish = redis.register_script(PUBLISH)
+        self._make_current = redis.register_script(MAKE_CURRENT)
+        self._resume = redis.register_script(RESUME)
 
     def progress(self, keys: SessionKeys) -> Progress:
         """Where fine-tuning stands."""

@@ -74,7 +74,7 @@ def test_a_new_version_is_ready_before_the_step_that_chooses_with_it(
     work_off(worker(settings, tiny_networks))
     driver.step(1, 0, state(1, 1))  # finds out, in the middle of a skill
     parts, deadline = api.app.state.parts, time.monotonic() + 20
-    while parts.loop._policies.get(driver.session["session_id"], 1) is None:
+    while not parts.loop.policies.holds(driver.session["session_id"], 1):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
