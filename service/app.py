@@ -25,7 +25,7 @@ from service.inference_protocol import inference
 from service.jobs import JobQueue
 from service.lane import Lane
 from service.learner_metrics import LearnerMetrics
-from service.limits import SessionCap
+from service.limits import Bodies, SessionCap
 from service.metrics import Metrics
 from service.openpi import openpi
 from service.operation_routes import bundles as bundle_routes
@@ -134,6 +134,7 @@ def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) 
     tokens = TokenStore(redis)
     known = KnownTokens(tokens)
     doors = Doors(settings, known)
+    waiting = Waiting()
     parts = Parts(
         settings,
         bundles,
@@ -144,7 +145,8 @@ def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) 
         loop,
         Deadlines(),
         metrics,
-        Waiting(),
+        waiting,
+        Bodies(waiting, settings.max_in_flight),
         tokens,
         doors,
         SessionCap(settings, store),

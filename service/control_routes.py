@@ -42,8 +42,9 @@ control = APIRouter(prefix="/v1/sessions", tags=["control loop"], default_respon
 async def step(request: Request, session_id: str) -> Response:
     """Store the outcome of a step and give the next action."""
     started, parts = time.perf_counter(), parts_of(request)
-    deadline = parts.deadlines.read(request, session_id)
-    answer = await parts.loop.step(session_id, await read(request, schemas.Transition), deadline)
+    arrived_ms = parts.deadlines.clock_ms()
+    outcome = await read(request, schemas.Transition)
+    answer = await parts.loop.step(session_id, outcome, parts.deadlines.read(request, session_id, arrived_ms))
     parts.metrics.step_seconds.observe(time.perf_counter() - started)
     return reply(answer)
 
@@ -55,8 +56,9 @@ async def step(request: Request, session_id: str) -> Response:
 async def steps(request: Request, session_id: str) -> Response:
     """Store the outcomes of steps whose actions the robot decoded itself, and give the action after them."""
     started, parts = time.perf_counter(), parts_of(request)
-    deadline = parts.deadlines.read(request, session_id)
-    answer = await parts.loop.steps(session_id, await read(request, schemas.PostTransitions), deadline)
+    arrived_ms = parts.deadlines.clock_ms()
+    outcomes = await read(request, schemas.PostTransitions)
+    answer = await parts.loop.steps(session_id, outcomes, parts.deadlines.read(request, session_id, arrived_ms))
     parts.metrics.step_seconds.observe(time.perf_counter() - started)
     return reply(answer)
 
@@ -70,8 +72,9 @@ async def steps(request: Request, session_id: str) -> Response:
 async def act(request: Request, session_id: str) -> Response:
     """Give the action for one step."""
     started, parts = time.perf_counter(), parts_of(request)
-    deadline = parts.deadlines.read(request, session_id)
-    answer = await parts.loop.act(session_id, await read(request, schemas.Act), deadline)
+    arrived_ms = parts.deadlines.clock_ms()
+    asked = await read(request, schemas.Act)
+    answer = await parts.loop.act(session_id, asked, parts.deadlines.read(request, session_id, arrived_ms))
     parts.metrics.act_seconds.observe(time.perf_counter() - started)
     return reply(answer)
 

@@ -2,7 +2,9 @@
 
 A client states how long an answer is of use to it (``Skillet-Deadline-Ms``, usually its control period) and when it sent the request by its
 own clock (``Skillet-Sent-Ms``, any zero). The two clocks need not agree: what the quickest of a session's requests took in the last minute
-counts as no delay, so the rest of a request's way is known whatever the network or a queue did to it.
+counts as no delay, so the rest of a request's way is known whatever the network or a queue did to it. A client whose clock began anew (a
+robot that was switched on again, another computer that attached) is known by two requests that agree with each other and with no delay that
+could be.
 """
 
 import math
@@ -19,6 +21,8 @@ from service.framing import headers
 from service.session_errors import DeadlinePassed
 
 _WINDOW_MS: Final = 30_000.0  # clocks drift apart by some milliseconds a minute: what was quickest is forgotten after two windows
+_ANOTHER_CLOCK_MS: Final = 60_000.0  # no request that is on its way for so long is answered: whoever sent it has given up
+_AGREE_MS: Final = 50.0
 _REMEMBERED: Final = 4096
 _BUDGET: Final = b"skillet-deadline-ms"
 _SENT: Final = b"skillet-sent-ms"
@@ -56,34 +60,38 @@ class _Quickest:
     began_ms: float
     now_ms: float
     before_ms: float = math.inf
+    odd_ms: float = math.nan
+    """The difference of the request before, if no delay explained it."""
 
 
 class Deadlines:
     """Reads the deadlines of requests."""
 
     def __init__(self, clock_ms: Callable[[], float] = lambda: time.monotonic() * 1000) -> None:
-        self._clock_ms = clock_ms
+        self.clock_ms = clock_ms
         self._quickest: OrderedDict[str, _Quickest] = OrderedDict()
 
-    def read(self, request: Request, session_id: str) -> Deadline | None:
-        """The request's deadline, None when it states none. Raises InvalidRequest for headers that are no numbers."""
-        return self.given(headers(request.scope), session_id)
+    def read(self, request: Request, session_id: str, arrived_ms: float | None = None) -> Deadline | None:
+        """The deadline of a request that came at ``arrived_ms`` (None: now) and is undamaged; None when it states none.
 
-    def given(self, found: Mapping[bytes, bytes], session_id: str) -> Deadline | None:
+        Raises InvalidRequest for headers that are no numbers.
+        """
+        return self.given(headers(request.scope), session_id, arrived_ms)
+
+    def given(self, found: Mapping[bytes, bytes], session_id: str, arrived_ms: float | None = None) -> Deadline | None:
         """`read`, of headers by lower-case name."""
         budget = found.get(_BUDGET)
         if budget is None:
             return None
         sent = found.get(_SENT)
-        return self.of(
-            session_id, _number(budget, "Skillet-Deadline-Ms"), None if sent is None else _number(sent, "Skillet-Sent-Ms", signed=True)
-        )
+        sent_ms = None if sent is None else _number(sent, "Skillet-Sent-Ms", signed=True)
+        return self.of(session_id, _number(budget, "Skillet-Deadline-Ms"), sent_ms, arrived_ms)
 
-    def of(self, session_id: str, budget_ms: float, sent_ms: float | None) -> Deadline:
-        """The deadline of a request that arrives now, has ``budget_ms`` from when it was sent, and was sent at ``sent_ms``."""
-        arrived_ms = self._clock_ms()
+    def of(self, session_id: str, budget_ms: float, sent_ms: float | None, arrived_ms: float | None = None) -> Deadline:
+        """The deadline of a request that came at ``arrived_ms`` (None: now), has ``budget_ms`` from when it was sent, at ``sent_ms``."""
+        arrived_ms = self.clock_ms() if arrived_ms is None else arrived_ms
         way_ms = 0.0 if sent_ms is None else self._delay_ms(session_id, arrived_ms, sent_ms)
-        return Deadline(arrived_ms - way_ms + budget_ms, budget_ms, self._clock_ms)
+        return Deadline(arrived_ms - way_ms + budget_ms, budget_ms, self.clock_ms)
 
     def _delay_ms(self, session_id: str, arrived_ms: float, sent_ms: float) -> float:
         difference = arrived_ms - sent_ms
@@ -91,10 +99,19 @@ class Deadlines:
         self._quickest.move_to_end(session_id)
         if len(self._quickest) > _REMEMBERED:
             self._quickest.popitem(last=False)
-        if arrived_ms - known.began_ms > _WINDOW_MS:
+        if arrived_ms - known.began_ms > 2 * _WINDOW_MS:
+            known.before_ms, known.now_ms, known.began_ms = math.inf, difference, arrived_ms
+        elif arrived_ms - known.began_ms > _WINDOW_MS:
             known.began_ms, known.before_ms, known.now_ms = arrived_ms, known.now_ms, difference
-        known.now_ms = min(known.now_ms, difference)
-        return difference - min(known.now_ms, known.before_ms)
+        delay_ms = difference - min(known.now_ms, known.before_ms, difference)
+        if delay_ms <= _ANOTHER_CLOCK_MS:
+            known.odd_ms, known.now_ms = math.nan, min(known.now_ms, difference)
+            return delay_ms
+        if abs(difference - known.odd_ms) > _AGREE_MS or math.isnan(known.odd_ms):
+            known.odd_ms = difference
+            return delay_ms
+        known.before_ms, known.now_ms, known.odd_ms = math.inf, difference, math.nan
+        return 0.0
 
 
 def _number(text: bytes, name: str, *, signed: bool = False) -> float:

@@ -104,6 +104,7 @@ class Doors:
 
     def _identify(self, scope: Scope) -> Caller:
         if self._open:
+            _check_origin(scope, own=True)
             return ANYBODY
         if not (self._always or self._tokens.any):
             _check_origin(scope)
@@ -167,10 +168,16 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_origin(scope: Scope) -> None:
-    """Where no token is asked for: any page in a browser here can send to this machine, and the browser says which page it is."""
-    origin = header(scope, b"origin")
-    if origin is not None and not ((found := _ORIGIN.fullmatch(origin.decode("latin-1"))) and is_loopback(found[1].strip("[]"))):
+def _check_origin(scope: Scope, *, own: bool = False) -> None:
+    """Where no token is asked for: any page in a browser here can send to this machine, and the browser says which page it is.
+
+    ``own``: the service's own pages, under whatever name it is reached, may too.
+    """
+    if (origin := header(scope, b"origin")) is None:
+        return
+    found = _ORIGIN.fullmatch(origin.decode("latin-1"))
+    its_own = own and origin.partition(b"://")[2] == header(scope, b"host")
+    if not its_own and not (found and is_loopback(found[1].strip("[]"))):
         raise Forbidden(
             "a web page of another site may not use this service",
             expected="no Origin, or one of this machine",

@@ -12,6 +12,7 @@ SkilletError
     ├── Forbidden                403  the token's role may not do this
     ├── BodyTooLarge             413
     ├── HeadTimeout              408  a request's head took too long
+    ├── BodyTimeout              408  its body did
     ├── HeadersTooLarge          431
     ├── TooMany                  429  with Retry-After
     │   ├── TooManyRequests      429
@@ -201,6 +202,17 @@ class HeadTimeout(ServiceError):
     """The request's head took too long to come."""
 
     status, code, title = 408, "head_timeout", "Head timeout"
+
+
+class BodyTimeout(ServiceError):
+    """The request's body took too long to come."""
+
+    status, code, title = 408, "body_timeout", "Body timeout"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What still comes on this connection is of no use."""
+        return {"connection": "close"}
 
 
 class TooMany(ServiceError):

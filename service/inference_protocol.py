@@ -193,8 +193,11 @@ def _array(tensor: Tensor, shape: list[int]) -> Floats:
     values = list(_flat(tensor.data, name, len(shape)))
     if len(values) != math.prod(tensor.shape):
         raise _misfit(f"{name}: the data do not fit the shape", f"{math.prod(tensor.shape)} numbers", len(values))
-    with np.errstate(over="ignore"):
-        array = np.array(values, np.float32).reshape(tensor.shape)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float32).reshape(tensor.shape)
+    except OverflowError:  # an integer that no float holds
+        array = np.full(1, np.inf, np.float32)
     if not np.isfinite(array).all():
         raise _misfit(f"{name}: a number is not finite in float32", "finite numbers", "infinity")
     return array

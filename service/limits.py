@@ -1,13 +1,16 @@
-"""How much one caller may ask for: requests a second, and open sessions.
+"""How much one caller may ask for: requests a second, open sessions, and bodies under way.
 
 Requests are counted in memory, so that a control step costs no round trip for it; each API process counts for itself.
 """
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from service.errors import TooManyRequests, TooManySessions
+from service.gate import Waiting
 from service.sessions import SessionStore
 from service.settings import Settings
 
@@ -73,6 +76,40 @@ class SessionCap:
             raise _too_many_sessions("this token's name", own, self._each, "SKILLET_MAX_SESSIONS_PER_TOKEN")
         if in_all >= self._all:
             raise _too_many_sessions("this service", in_all, self._all, "SKILLET_MAX_SESSIONS")
+
+
+class Bodies:
+    """Requests whose bodies are awaited. They are not counted as in flight, or a few that never end would keep everybody else out."""
+
+    def __init__(self, waiting: Waiting, most: int) -> None:
+        self._waiting, self._most = waiting, most
+        self._owners = Counter[str]()
+
+    @contextmanager
+    def awaited(self, owner: str | None) -> Iterator[None]:
+        """While a body of ``owner``'s is awaited; None: of somebody's who came without a token, where that is all the same.
+
+        Raises TooManyRequests when as many of that owner's are awaited as may be.
+        """
+        if owner is None:
+            with self._waiting:
+                yield
+            return
+        if self._owners[owner] >= self._most:
+            raise TooManyRequests(
+                "this token's name sends more bodies at a time than it may",
+                expected=f"at most {self._most} at a time in each API process",
+                action="Let requests come to their end before sending more.",
+                retry_after_s=1.0,
+            )
+        self._owners[owner] += 1
+        try:
+            with self._waiting:
+                yield
+        finally:
+            self._owners[owner] -= 1
+            if not self._owners[owner]:
+                del self._owners[owner]
 
 
 def _too_many(detail: str, per_s: float, setting: str, wait_s: float) -> TooManyRequests:

@@ -7,7 +7,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service.errors import StartupError
-from service.redis_server import EmbeddedRedis
+from service.redis_server import EmbeddedRedis, socket_of
 from service.settings import Settings
 from service.storage import connect
 
@@ -18,12 +18,13 @@ def redis_of(settings: Settings, *, make: bool = False) -> Iterator["Redis"]:
 
     Without ``make``, a data directory that is not there raises StartupError.
     """
-    running = settings.data_dir.absolute() / "redis.sock"
-    url = settings.redis_url or f"unix://{running}"
-    with connect(url, settings.redis_timeout_s) as client:
-        if settings.redis_url or (running.exists() and _answers(client)):
-            yield client
-            return
+    running = socket_of(settings.data_dir)
+    url = settings.redis_url or (f"unix://{running}" if running is not None and running.exists() else None)
+    if url is not None:
+        with connect(url, settings.redis_timeout_s) as client:
+            if settings.redis_url or _answers(client):
+                yield client
+                return
     if not make and not settings.data_dir.is_dir():
         raise StartupError(f"expected a service's data in {settings.data_dir}, found no such folder; name another with --data-dir")
     server = EmbeddedRedis(settings.data_dir, strict=True)

@@ -10,7 +10,7 @@ from service.doors import Doors
 from service.errors import UnknownBundle
 from service.gate import Waiting
 from service.idempotency import CreatedSessions
-from service.limits import SessionCap
+from service.limits import Bodies, SessionCap
 from service.metrics import Metrics
 from service.policies import Networks
 from service.sessions import SessionStore
@@ -34,6 +34,7 @@ class Parts:
     deadlines: Deadlines
     metrics: Metrics
     waiting: Waiting
+    bodies: Bodies
     tokens: TokenStore
     doors: Doors
     session_cap: SessionCap

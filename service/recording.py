@@ -157,7 +157,15 @@ def _stored(session: Session, outcome: Outcome) -> bool:
             received="the same step with other numbers",
             action="Send each step's outcome once; a repetition must not differ.",
         )
-    return bool(known) or outcome.step < session.outcome_step
+    return bool(known) or _kept(session, outcome.step)
+
+
+def _kept(session: Session, step: int) -> bool:
+    """Whether the step's transition is in the context. After the end of an episode with gaps its count says nothing of a step."""
+    ended = session.ended
+    if session.episode_open or ended is None or ended.episode != session.episode or not (ended.gaps or ended.discarded):
+        return step < session.outcome_step
+    return step < session.act_step and step not in ended.gaps and step not in ended.discarded
 
 
 def _same(one: Outcome, other: Outcome) -> bool:

@@ -42,6 +42,7 @@ class EmbeddedRedis:
         socket = self.data_dir / "redis.sock"
         if len(os.fsencode(socket)) > _MAX_SOCKET_PATH:
             socket = Path(tempfile.mkdtemp(prefix="skillet-")) / "redis.sock"
+        _pointer(self.data_dir).write_text(str(socket))
         self.socket = socket
 
     @property
@@ -97,6 +98,16 @@ class EmbeddedRedis:
                         process.kill()
                         raise StartupError(f"the embedded Redis did not start: {_last_line(log)} (log: {log})") from error
                     time.sleep(0.01)
+
+
+def socket_of(data_dir: Path) -> Path | None:
+    """Where the Redis of this data directory listens, or last did; None when there was none. Sockets have short paths only."""
+    pointer = _pointer(data_dir.absolute())
+    return Path(pointer.read_text()) if pointer.is_file() else None
+
+
+def _pointer(data_dir: Path) -> Path:
+    return data_dir / "redis.sock.path"
 
 
 def _binary() -> Path:

@@ -47,7 +47,6 @@ def replay(session: Session, events: Sequence[Event], networks: Networks, polici
         elif isinstance(event, Acted):
             _act(session, event, networks, policies, found)
         elif isinstance(event, Reported):
-            session.rewarded |= bool(event.reward)
             session.last_outcome = Outcome(event.step, event.reward, event.next_state, event.terminated, event.truncated)
     return found
 
@@ -74,7 +73,7 @@ def _act(session: Session, event: Acted, networks: Networks, policies: Policies,
     state, wanted = unpack_rows(event.state, width)[0], np.frombuffer(event.action, "<f4")
     policy = None
     if event.skill is not None:
-        session.phase = event.phase
+        session.phase, session.rewarded = event.phase, event.rewarded
         policy = policies(event.policy_version)
         if policy is None:
             found.unknown += 1

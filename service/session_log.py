@@ -29,7 +29,10 @@ class Began(Struct, frozen=True, tag="began", array_like=True):
 
 
 class Acted(Struct, frozen=True, tag="acted", array_like=True):
-    """An action was given for a state; ``skill`` (float32 [Z]) when it began one, chosen in ``phase`` by this version."""
+    """An action was given for a state; ``skill`` (float32 [Z]) when it began one, chosen in ``phase`` by this version.
+
+    ``rewarded``: whether the session had seen a reward by then.
+    """
 
     step: int
     state: bytes
@@ -37,6 +40,7 @@ class Acted(Struct, frozen=True, tag="acted", array_like=True):
     policy_version: int
     phase: Phase
     skill: bytes | None
+    rewarded: bool = False
 
 
 class Reported(Struct, frozen=True, tag="reported", array_like=True):

@@ -43,7 +43,10 @@ if ARGV[4] ~= '' then
   if ARGV[9] == '' then redis.call('HSET', KEYS[2], 'current', ARGV[2]) end
   local held = redis.call('HKEYS', KEYS[5])
   table.sort(held, function(a, b) return tonumber(a) < tonumber(b) end)
-  for i = 1, #held - tonumber(ARGV[6]) do redis.call('HDEL', KEYS[5], held[i]) end
+  local serving, restart = redis.call('HGET', KEYS[2], 'current'), redis.call('HGET', KEYS[3], 'restart')
+  for i = 1, #held - tonumber(ARGV[6]) do
+    if held[i] ~= serving and held[i] ~= restart then redis.call('HDEL', KEYS[5], held[i]) end
+  end
 end
 if ARGV[5] ~= '' then redis.call('SET', KEYS[6], ARGV[5]) end
 for i = 3, 7 do redis.call('PEXPIRE', KEYS[i], left) end
@@ -59,7 +62,7 @@ if ARGV[3] ~= '' then
   redis.call('HSET', KEYS[3], 'paused', '1', 'restart', ARGV[1], 'fallen', ARGV[3])
   if ARGV[4] == '' then redis.call('HDEL', KEYS[3], 'fallback') else redis.call('HSET', KEYS[3], 'fallback', ARGV[4]) end
 else
-  redis.call('HDEL', KEYS[3], 'restart')
+  redis.call('HDEL', KEYS[3], 'restart', 'fallback')
 end
 redis.call('RPUSH', KEYS[4], ARGV[2])
 for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[1])) end

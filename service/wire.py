@@ -1,7 +1,8 @@
 """Reading bodies and writing replies and problems."""
 
+import asyncio
 import logging
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -12,14 +13,18 @@ from starlette.requests import ClientDisconnect
 
 from service import schemas
 from service.decoding import decode
-from service.errors import BodyTooLarge, DamagedRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.doors import caller_of
+from service.errors import BodyTimeout, BodyTooLarge, DamagedRequest, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.faults import Outages, as_problem
 from service.framing import header, request_digest, request_id
+from service.limits import Bodies
 from service.metrics import Metrics
 from service.storage import is_outage
 
 _log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
+BODY_TIMEOUT_S: Final = 20.0
+"""How long a request may take for its body, once its head is there."""
 _JSON = (b"content-type", b"application/json")
 RequestType = TypeVar("RequestType", bound=schemas.Request)
 
@@ -69,16 +74,31 @@ async def _body(request: Request) -> bytes:
     length = header(request.scope, b"content-length")
     if length is not None and length.isdigit() and int(length) > limit:
         raise _too_large(limit, int(length))
-    message = await request.receive()
-    body: bytes = message.get("body", b"")
-    while message.get("more_body", False) and len(body) <= limit:
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            bodies: Bodies = request.app.state.parts.bodies
+            caller = caller_of(request)
+            with bodies.awaited(None if caller.token_id is None else caller.owner):
+                return await _received(request, limit)
+    except TimeoutError:
+        raise BodyTimeout(
+            f"the request's body did not come within {BODY_TIMEOUT_S:g} s; the request had no effect",
+            action="Send it again, on a new connection; a batch of transitions in smaller parts.",
+        ) from None
+
+
+async def _received(request: Request, limit: int) -> bytes:
+    """The whole body. A connection that ends before it is there has asked for nothing, not for an empty body."""
+    body: bytes = b""
+    while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
-    if len(body) > limit:
-        raise _too_large(limit, f"more than {limit}")
-    return body
+        if len(body) > limit:
+            raise _too_large(limit, f"more than {limit}")
+        if not message.get("more_body", False):
+            return body
 
 
 def problem(request: Request, error: ServiceError, metrics: Metrics, headers: dict[str, str] | None = None) -> Response:
@@ -105,6 +125,10 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
             extra = {"request_id": request_id(request.scope), "method": request.method, "path": request.url.path}
             _log.error("Redis refused a command", exc_info=error, extra=extra)
         return problem(request, as_problem(error, outages), metrics)
+
+    @app.exception_handler(ClientDisconnect)
+    async def disconnected(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody receives
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> Response:

@@ -34,7 +34,7 @@ from clients.sdk.session import Session
 from clients.sdk.transport import HttpTransport, Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-_RETRIED_STATUS = frozenset({429, 502, 503, 504})
+RETRIED_STATUS = frozenset({429, 502, 503, 504})
 _COVERED = ("authorization", "idempotency-key", "skillet-deadline-ms", "skillet-sent-ms")
 """Headers that say what a request does: its digest covers them."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 0.5
@@ -178,11 +178,11 @@ class SkilletClient:
                 return attempt(self._timeout_s + extra_s if budget_s is None else budget_s)
             except ServiceError as refusal:
                 error: SkilletError = refusal
-                again = repeatable and (refusal.status in _RETRIED_STATUS or isinstance(refusal, ConcurrentUpdate | DamagedRequest))
+                again = repeatable and (refusal.status in RETRIED_STATUS or isinstance(refusal, ConcurrentUpdate | DamagedRequest))
             except ConnectionFailed as failure:
                 error, again = failure, self._had_reply and (repeatable or not failure.request_sent)
             except UnexpectedReply as other:
-                error, again = other, repeatable and other.status in _RETRIED_STATUS
+                error, again = other, repeatable and other.status in RETRIED_STATUS
             pause_s = random.uniform(delay_s / 2, delay_s)  # jitter: clients that lost one service do not come back in step
             if isinstance(error, TooMany) and error.retry_after_s is not None:
                 pause_s += error.retry_after_s

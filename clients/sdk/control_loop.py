@@ -4,7 +4,9 @@ While the service does not answer in time, the robot goes down a ladder that its
 worker thread talks to the service; the control thread never waits for it longer than the deadline.
 
 What the robot did on its own is reported when the service answers again, if the service would have commanded the same (a skill that was
-finished). Otherwise those steps are not the policy's: the episode ends with the last step that was, and the next one begins.
+finished). Otherwise those steps are not the policy's: the episode ends with the last step that was, and the next one begins. Its first
+action is limited by nothing, being one for a robot that stands; one that moves approaches it as fast as the envelope lets it, and then
+begins.
 """
 
 import queue
@@ -15,9 +17,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clients.sdk.client import RETRIED_STATUS
 from clients.sdk.edge import Decoder
 from clients.sdk.edge_session import EdgeSession
-from clients.sdk.errors import ConnectionFailed, DeadlinePassed, EpisodeState, RequestTimeout, ServiceFailed, SkilletError, TooMany
+from clients.sdk.errors import (
+    ConcurrentUpdate,
+    ConnectionFailed,
+    DamagedRequest,
+    DeadlinePassed,
+    EpisodeState,
+    RequestTimeout,
+    ServiceFailed,
+    SkilletError,
+    TooMany,
+    UnexpectedReply,
+)
 from clients.sdk.models import Action, Floats
 from clients.sdk.session import Session
 
@@ -119,6 +133,7 @@ class ControlLoop:
         self._last: Floats | None = None
         self._skill: tuple[Floats, int] | None = None  # the running skill and how many of its steps were commanded
         self._outage_since: float | None = None
+        self._approached: Floats | None = None  # the first action of an episode that began too far away from the last command
         self._stopped = self._over = False
         self._broken = threading.Event()  # the episode at the service is not what the robot did: begin another
         self._closing = threading.Event()
@@ -133,7 +148,7 @@ class ControlLoop:
         Raises RequestTimeout when it does not answer within ``start_timeout_s``.
         """
         self._stopped = self._over = False
-        self._last, self._skill, self._outage_since = None, None, None
+        self._last, self._skill, self._outage_since, self._approached = None, None, None, None
         command = self._command(_Tick(observation, None), self._start_timeout_s)
         if command is None:
             raise RequestTimeout(f"the service began no episode within {self._start_timeout_s:g} s", action="try again when it answers")
@@ -148,9 +163,13 @@ class ControlLoop:
             raise EpisodeState("no episode is running", action="call start_episode first")
         began = time.monotonic()
         self._over = terminated or truncated
-        broken = self._broken.is_set()
+        approaches = self._approached is not None
+        broken = approaches or self._broken.is_set()
+        self.counts.unreported_steps += approaches
         if self._over and broken:
             return Command(self._last, "service", episode_over=True)
+        if approaches and not self._may_follow(self._approached):
+            return self._alone(_Tick(observation, None), began)
         tick = _Tick(observation, None if broken else (reward, terminated, truncated))
         return self._command(tick, self._deadline_s, new_episode=broken) or self._alone(tick, began)
 
@@ -168,6 +187,7 @@ class ControlLoop:
 
     def _command(self, tick: _Tick, timeout_s: float, *, new_episode: bool = False) -> Command | None:
         """The service's command, None when it does not come in time."""
+        self._approached = None
         self._ticks.put(tick)
         answer = tick.wait(timeout_s)
         if self.error is not None:
@@ -176,10 +196,18 @@ class ControlLoop:
             return Command(self._last, "service", episode_over=True)
         if answer is None or answer.action is None or self._stopped:
             return None
+        if new_episode and not self._may_follow(answer.action):
+            self._approached, self._outage_since = answer.action, None
+            return None
         self._follow(answer)
         tick.executed = self._last = answer.action
         self.counts.service += 1
         return Command(answer.action, "service", new_episode=new_episode)
+
+    def _may_follow(self, action: Floats | None) -> bool:
+        """Whether the envelope lets ``action`` [A] follow the last command."""
+        guard = self._session.guard
+        return action is None or guard is None or self._last is None or guard.is_near(action, self._last)
 
     def _alone(self, tick: _Tick, began: float) -> Command:
         """The command of the highest rung of the ladder that still holds."""
@@ -194,6 +222,8 @@ class ControlLoop:
 
     def _rung(self, tick: _Tick, outage_s: float) -> tuple[Any, Source]:
         ladder = self._ladder
+        if not self._stopped and self._approached is not None:
+            return self._approached, "hold"
         if not self._stopped and outage_s <= ladder.finish_skill_s and self._decoder is not None and self._skill is not None:
             skill, steps = self._skill
             if steps < self._session.specs.skill_horizon:
@@ -251,7 +281,9 @@ class ControlLoop:
         while not self._closing.is_set():
             try:
                 return self._send(tick, budget_s)
-            except (ConnectionFailed, ServiceFailed, TooMany) as error:
+            except (ConcurrentUpdate, ConnectionFailed, DamagedRequest, ServiceFailed, TooMany, UnexpectedReply) as error:
+                if isinstance(error, UnexpectedReply) and error.status not in RETRIED_STATUS:
+                    raise
                 budget_s = None  # it is late already; from here on it is to be reported, not to be answered
                 self._closing.wait((isinstance(error, TooMany) and error.retry_after_s) or _RETRY_S)
             except DeadlinePassed:

@@ -28,6 +28,7 @@ SkilletError
     ├── BodyTooLarge             413
     ├── HeadersTooLarge          431
     ├── HeadTimeout              408: the request's head took too long to come
+    ├── BodyTimeout              408: its body did; it had no effect
     └── ServiceFailed            5xx: StorageUnavailable, Unavailable, Overloaded, ShuttingDown, InternalError, PolicyOutputInvalid
 """
 
@@ -338,6 +339,12 @@ class HeadTimeout(ServiceError):
     """The request's head took too long to come."""
 
     default_code = "head_timeout"
+
+
+class BodyTimeout(ServiceError):
+    """The request's body took too long to come. It had no effect."""
+
+    default_code = "body_timeout"
 
 
 class ServiceFailed(ServiceError):

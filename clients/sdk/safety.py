@@ -7,6 +7,8 @@ import numpy as np
 from clients.sdk.errors import InvalidObservation, UnsafeAction
 from clients.sdk.models import Envelope, Floats, ModelSpec
 
+_ROUNDING = np.float32(1e-6)
+
 
 class ActionGuard:
     """Holds actions inside an envelope; ``limited`` counts those that it had to change, which the service's own guard should make none."""
@@ -41,6 +43,10 @@ class ActionGuard:
             held = np.clip(np.clip(held, previous - self._change, previous + self._change), self._low, self._high)
         self.limited += 1
         return held
+
+    def is_near(self, action: Floats, previous: Floats) -> bool:
+        """Whether ``action`` [A] may follow ``previous`` [A]."""
+        return bool((np.abs(action - previous) <= self._change + _ROUNDING).all())
 
     def check(self, observation: Sequence[float]) -> None:
         """Raise InvalidObservation for a number wildly outside, as the service does."""

@@ -140,6 +140,22 @@ def test_a_replay_is_identical_to_the_bit(
     assert read_log(parts.store.redis, parts.store.load(believer.session["session_id"]).keys)
 
 
+def test_a_replay_knows_when_a_late_reward_became_known(
+    believer: Driver, settings: Settings, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    believer.start()
+    believer.act(0, 0, state(0, 0))
+    for step in range(24):
+        believer.step(0, step, state(0, step + 1), reward=None if step == 1 else 0.0)
+        if step == 13:
+            believer.ok(believer.post("rewards", rewards=[{"episode": 0, "step": 1, "reward": 1.0}]))
+    believer.step(0, 24, state(0, 25), truncated=True)
+    believer.run_episode(steps=12)
+    monkeypatch.setenv("SKILLET_REDIS_URL", str(settings.redis_url))
+    assert main(["replay", believer.session["session_id"], "--bundle", str(tiny_bundle.path)]) == 0
+    assert "37 actions replayed, 37 identical, 0 differ" in capsys.readouterr().out
+
+
 def test_conditioning_episodes_are_the_bundles_unless_the_client_says_otherwise(api: TestClient, tiny_bundle: Bundle) -> None:
     assert tiny_bundle.manifest.conditioning_episodes == 20
     assert Driver(api).session["conditioning_episodes"] == 20

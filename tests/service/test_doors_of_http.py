@@ -1,14 +1,17 @@
 """What a stranger can do to a real API process before a token is looked at: nothing, whatever it floods it with; and TLS."""
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
+from fastapi.testclient import TestClient
 
 from clients.sdk import SkilletClient, errors
 from service.http_protocol import MAX_HEAD_BYTES, LimitedHttpProtocol
@@ -131,6 +134,69 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(tiny_bundle: Bund
                     assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
         assert memory_mib(open_service) - before < 32
         assert open_service.post("/v1/sessions").status_code == 201
+
+
+def half_sent(service: RunningService, head: bytes = HEAD) -> socket.socket:
+    """A connection whose request's body has begun."""
+    connection = socket.create_connection(("127.0.0.1", service.pool.port), timeout=30)
+    connection.sendall(head + b"content-length: 11\r\n\r\n{")
+    return connection
+
+
+def test_bodies_that_do_not_end_keep_nobody_else_out_and_one_that_was_cut_off_asks_for_nothing(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner", SKILLET_STANDBY_WORKERS="0", SKILLET_MAX_IN_FLIGHT="8") as service:
+        kept = service.post("/v1/sessions").json()["session_id"]
+        many = [half_sent(service) for _ in range(50)]
+        for _ in range(10):
+            assert service.get("/v1/sessions").status_code == 200
+        for connection in many:
+            connection.close()
+        with socket.create_connection(("127.0.0.1", service.pool.port)) as connection:  # a head, and then nothing
+            connection.sendall(HEAD + b"content-length: 11\r\n\r\n")
+        deadline = time.monotonic() + 20
+        while (listed := service.get("/v1/sessions")).status_code == 503:  # all of them end at the same moment
+            assert time.monotonic() < deadline
+        assert [each["session_id"] for each in listed.json()["sessions"]] == [kept]
+        assert "internal_error" not in service.get("/metrics").text
+        assert "Traceback" not in service.log()
+
+
+def test_a_token_has_so_many_bodies_under_way(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    with RunningService(tiny_bundle.path, tmp_path, "--no-learner", SKILLET_STANDBY_WORKERS="0", SKILLET_MAX_IN_FLIGHT="8") as service:
+        with connect(f"unix://{tmp_path}/redis.sock", 2.0) as redis:
+            arm, other = (TokenStore(redis).create(Role.ROBOT, name)[1] for name in ("arm", "other"))
+        deadline = time.monotonic() + 20
+        while service.get("/v1/sessions").status_code != 401:
+            assert time.monotonic() < deadline
+
+        def opened(token: str) -> int:
+            return service.pool.request("POST", "/v1/sessions", json={}, headers={"authorization": f"Bearer {token}"}).status
+
+        many = [half_sent(service, HEAD + f"authorization: Bearer {arm}\r\n".encode()) for _ in range(8)]
+        while opened(arm) != 429:
+            assert time.monotonic() < deadline
+        assert opened(other) == 201
+        for connection in many:
+            connection.close()
+        while opened(arm) != 201:
+            assert time.monotonic() < deadline
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.wire.BODY_TIMEOUT_S", 0.05)
+    sent: list[dict[str, Any]] = []
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/sessions", "raw_path": b"/v1/sessions", "query_string": b"", "headers": []}
+    asyncio.run(api.app(scope | {"http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("x", 1)}, never, send))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert b'"code":"body_timeout"' in sent[1]["body"]
 
 
 @contextmanager

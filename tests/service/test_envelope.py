@@ -188,6 +188,41 @@ def test_work_that_takes_too_long_is_refused_before_it_is_saved(driver: Driver, 
     assert driver.api.post(f"{driver.path}/step", json=body, headers=headers(None, 70)).status_code == 200
 
 
+def test_a_client_whose_clock_began_anew_is_known_by_its_second_request() -> None:
+    for idle_ms in (1000.0, 45_000.0, 3.6e6):
+        clock, began = Clock(), 5e8
+        deadlines = Deadlines(clock)
+        for step in range(100):
+            clock.ms += 100
+            read(deadlines, sent_ms=began + 100 * step, deadline_ms=50)
+        clock.ms += idle_ms
+        refused = 0
+        for step in range(20):  # switched on again: its clock began at zero
+            clock.ms += 100
+            try:
+                read(deadlines, sent_ms=100.0 * step, deadline_ms=50)
+            except DeadlinePassed:
+                refused += 1
+        assert refused <= 1
+        clock.ms += 160
+        with pytest.raises(DeadlinePassed):
+            read(deadlines, sent_ms=2000.0, deadline_ms=50)
+
+
+def test_a_damaged_time_of_sending_is_found_before_it_counts(driver: Driver, clock: Clock) -> None:
+    driver.start()
+    body = json.dumps({"episode": 0, "step": 0, "observation": state(0, 0)}).encode()
+
+    def act(sent: str, claimed: str) -> Any:
+        asked = f"POST {driver.path}/act\nskillet-deadline-ms: 50.0\nskillet-sent-ms: {claimed}".encode()
+        given = headers(None, 50.0) | {"skillet-sent-ms": sent, "skillet-digest": digest(asked, body).decode()}
+        return driver.api.post(f"{driver.path}/act", content=body, headers=given)
+
+    assert act("500.0", "500.0").status_code == 200
+    assert act("40500.0", "500.0").json()["code"] == "damaged_request"
+    assert act("500.0", "500.0").status_code == 200
+
+
 def test_clocks_that_drift_apart_are_followed() -> None:
     clock = Clock()
     deadlines = Deadlines(clock)

@@ -104,6 +104,7 @@ BAD = {
     "null": [STATE, {**SKILL, "data": [None, 1, 2]}],
     "nested too deep": [STATE, {**SKILL, "data": [[[0.1, 0.2, 0.3]]]}],
     "a number above float32": [STATE, {**SKILL, "data": [1e300, 0.0, 0.0]}],
+    "an integer above every float": [STATE, {**SKILL, "data": [10**400, 0, 0]}],
     "two batches": [STATE, tensor("skill", [[0.1, 0.2, 0.3]] * 2)],
     "an empty batch": [{**STATE, "shape": [0, 4], "data": []}, {**SKILL, "shape": [0, 3], "data": []}],
     "no data": [STATE, {key: value for key, value in SKILL.items() if key != "data"}],

@@ -123,6 +123,18 @@ def test_what_an_episode_ends_without_is_named_and_each_skill_keeps_what_came_be
     assert driver.get()["episodes_completed"] == 1
 
 
+def test_after_an_end_with_gaps_only_what_was_kept_is_a_duplicate(api: TestClient) -> None:
+    driver = acted(api)
+    kept, dropped = (0, 1, 5, 6, 10, 11, 12), (2, 3, 4, 7, 8, 9)
+    driver.ok(driver.post("transitions", transitions=[outcome_of(step) for step in (0, 1, 3, 5, 6, 8, 10, 11)]))
+    driver.ok(api.post(f"{driver.path}/episodes/end"))
+    for step in kept[:-1]:
+        assert driver.ok(driver.post("transitions", transitions=[outcome_of(step)]))["results"][0]["status"] == "duplicate"
+    for step in (*dropped, 12):
+        refused = driver.post("transitions", transitions=[outcome_of(step)])
+        assert (refused.status_code, refused.json()["code"]) == (409, "no_open_episode")
+
+
 def test_late_rewards_count_as_if_they_had_come_in_time(api: TestClient) -> None:
     driver, twin = acted(api), undisturbed(api)
     driver.ok(driver.post("transitions", transitions=[outcome_of(step, with_reward=step % 3 == 0) for step in range(STEPS - 1)]))

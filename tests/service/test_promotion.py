@@ -168,6 +168,26 @@ def test_a_version_that_is_approved_after_going_back_is_learned_on_from(
     work_off(learner)
     assert began_again == []
     assert driver.get("/policy")["versions"][-1]["version"] > newest
+    while driver.get("/finetuning")["state"] != "paused":  # and it goes back from what was approved too
+        work_off(learner)
+        driver.ok(driver.post("policy/approve"))
+        driver.run_episode(final_reward=-3.0)
+
+
+def test_the_weights_that_serve_are_kept_however_many_candidates_come_after(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver, learner = ready_to_learn(api, promotion="manual"), worker(settings, tiny_networks)
+    work_off(learner)
+    driver.ok(driver.post("policy/approve"))
+    for _ in range(settings.kept_versions + 2):
+        driver.run_episode(final_reward=1.0)
+        work_off(learner)
+    assert driver.get("/policy")["current"] == 1
+    store = api.app.state.parts.store
+    held = {int(each) for each in store.redis.hkeys(store.load(driver.session["session_id"]).keys.weights)}
+    newest = settings.kept_versions + 3
+    assert held == {1, *range(newest - settings.kept_versions + 1, newest + 1)}
 
 
 def test_a_version_waits_for_approval_where_the_session_says_so(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.open_redis import redis_of
 from service.policies import Networks
 from service.redis_server import EmbeddedRedis
 from service.settings import Settings
@@ -64,3 +65,18 @@ def test_a_redis_that_hangs_makes_a_request_fail_in_bounded_time(tiny_networks: 
         process.terminate()
         process.wait(10)
         server.close()
+
+
+def test_a_command_finds_the_redis_of_a_service_whose_data_are_at_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    server = EmbeddedRedis(folder)
+    process = server.spawn()
+    try:
+        with redis_of(Settings(data_dir=folder)) as redis:
+            assert redis.info("server")["process_id"] == process.pid
+    finally:
+        process.terminate()
+        process.wait()
+        server.close()
+    with redis_of(Settings(data_dir=folder)) as redis:  # and starts one where that has ended
+        assert redis.info("server")["process_id"] != process.pid

@@ -14,6 +14,7 @@ from service.doors import Doors, is_loopback
 from service.errors import Forbidden, InvalidRequest, StartupError, Unauthorized, UnknownSession, UnknownToken
 from service.exposure import check_exposure
 from service.keys import FIRST_TOKEN
+from service.policies import Networks
 from service.roles import Role
 from service.sessions import new_session_id
 from service.settings import Settings
@@ -164,6 +165,17 @@ def test_where_nobody_is_asked_for_a_token_nobody_makes_one_over_http(api: TestC
     assert (response.status_code, response.json()["code"]) == (403, "forbidden")
     assert api.get("/v1/tokens").status_code == 403
     assert api.app.state.parts.tokens.all() == []
+
+
+def test_without_any_doors_a_web_page_of_another_site_is_refused_and_the_services_own_is_not(
+    settings: Settings, tiny_networks: Networks
+) -> None:
+    open_to_all = settings.model_copy(update={"insecure_no_auth": True})
+    with TestClient(create_app(open_to_all, {"tiny": tiny_networks})) as api:
+        refused = api.post("/v1/sessions", content="{}", headers={"origin": "http://evil.example"})
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        for own in ("http://robot.local:8000", "http://localhost:3000"):
+            assert api.post("/v1/sessions", content="{}", headers={"origin": own, "host": "robot.local:8000"}).status_code == 201
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example:8000", "http://[", ""])
