@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 
 from clients.sdk.edge import Decoder
-from clients.sdk.errors import EpisodeState, InvalidRequest
+from clients.sdk.errors import (
+    ConcurrentUpdate,
+    Conflict,
+    DamagedRequest,
+    EpisodeState,
+    InvalidRequest,
+    ServiceError,
+    ServiceFailed,
+    TooMany,
+)
 from clients.sdk.models import Action, EpisodeStarted, Floats, Transition
 from clients.sdk.safety import ActionGuard
 from clients.sdk.session import Session
@@ -61,7 +70,7 @@ class EdgeSession:
         """As `Session.start_episode`. Outcomes of an episode that is still open are reported before it ends as truncated."""
         self._await_report()
         if self._outcomes:
-            self.session.steps(self._outcomes)
+            self._report_open()
         self._action, self._skill, self._outcomes = None, None, []
         return self.session.start_episode()
 
@@ -123,10 +132,25 @@ class EdgeSession:
         self._action, self._outcomes = action, []
         return action
 
+    def _report_open(self) -> None:
+        """Report the running skill's outcomes, unless the service has them: its reply to their last report may have been lost."""
+        try:
+            self.session.steps(self._outcomes)
+        except ConcurrentUpdate:
+            raise
+        except Conflict:
+            self._outcomes = []
+
     def _await_report(self) -> None:
-        if self._reporting is not None:
-            reporting, self._reporting = self._reporting, None
-            reporting.result()  # when this raises, the next call reports it again
-        elif self._final:
-            self.session.steps(self._final)
+        try:
+            if self._reporting is not None:
+                reporting, self._reporting = self._reporting, None
+                reporting.result()
+            elif self._final:
+                self.session.steps(self._final)
+        except (ConcurrentUpdate, DamagedRequest, ServiceFailed, TooMany):
+            raise  # the next call reports it again
+        except ServiceError:
+            self._final = []  # refused once and for all, such as an episode that somebody else has ended
+            raise
         self._final = []

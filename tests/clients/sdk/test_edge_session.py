@@ -154,6 +154,32 @@ def test_outcomes_of_an_episode_that_is_left_open_are_reported_when_the_next_sta
     assert edge.start_episode().ended_previous.steps == 3
 
 
+def test_an_episode_can_be_given_up_after_a_lost_reply(api, edge_of):
+    edge, transport, _ = edge_of(api, retry_for_s=0)
+    edge.start_episode()
+    edge.act(observation(0))
+    for step in range(1, H):
+        edge.step(0.0, observation(step), False, False)
+    transport.lose = lambda word: "reply"
+    with pytest.raises(errors.ConnectionLost):
+        edge.step(0.0, observation(H), False, False)  # all of the skill is reported, and nobody knows
+    transport.lose = lambda word: None
+    assert edge.start_episode().ended_previous.steps == H
+    edge.act(observation(0))
+
+
+def test_an_end_that_is_refused_is_told_once(api, edge_of):
+    edge, _, client = edge_of(api)
+    edge.start_episode()
+    edge.act(observation(0))
+    client.session(edge.session.id).end_episode()  # somebody else
+    assert edge.step(1.0, observation(1), True, False).episode_over
+    with pytest.raises(errors.Conflict):
+        edge.start_episode()
+    edge.start_episode()
+    edge.act(observation(0))
+
+
 def test_the_envelope_holds_here_as_it_does_there(settings, tiny_bundle, tmp_path, edge_of):
     narrow = Envelope(
         action_low=(-0.02, -0.5),
