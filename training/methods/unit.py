@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +55,18 @@ def run_unit(unit: Unit, setting: Setting, episodes: int, out: Path) -> None:
         unit.method, config, start.networks, start.coefficient, setting.spec_of(unit.method), setting.simulator, start.belief
     )
     folder = out / "checkpoints" / unit.name
+    if not done:  # results that were deleted take what they went on from with them
+        for stale in (folder, folder.with_suffix(".old")):
+            shutil.rmtree(stale, ignore_errors=True)
     sessions = load_sessions(folder, protocol, setting.test_tasks, [unit.seed])
     begun = len(sessions[0].returns)
     with RunLog(out / "logs", unit.name, episodes, "episodes", resumed_at=begun) as log:
         for episode in range(begun, episodes):
             log.report(episode + 1, protocol.advance(sessions, episode))
             if (episode + 1) % CHECKPOINT_EPISODES == 0 or episode + 1 == episodes:
-                save_sessions(folder, sessions)
+                # In this order: interrupted in between, the last episodes are made again; the other way they would never be told.
                 _write(unit.results(out), _content(unit, setting, config, start, sessions, log.cpu_s) | {"fingerprint": fingerprint})
+                save_sessions(folder, sessions)
 
 
 def _episodes_done(unit: Unit, fingerprint: str, out: Path) -> int:

@@ -110,6 +110,10 @@ def test_results_of_another_configuration_are_not_mixed_in(setting, tmp_path):
     run_unit(unit, setting, 1, tmp_path)
     with pytest.raises(ConfigError, match="another configuration"):
         run_unit(unit, make_setting(finetuning={"polyak": 0.5}), 2, tmp_path)
+    unit.results(tmp_path).unlink()  # as the message says
+    run_unit(unit, make_setting(finetuning={"polyak": 0.5}), 2, tmp_path)
+    run_unit(unit, make_setting(finetuning={"polyak": 0.5}), 2, tmp_path / "afresh")
+    assert content(unit, tmp_path)["sessions"] == content(unit, tmp_path / "afresh")["sessions"]
 
 
 def test_simpl_conditions_without_learning_from_it_and_makes_one_step_a_transition(setting, tmp_path):
