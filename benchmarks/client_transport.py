@@ -1,11 +1,11 @@
-"""What one request costs the client: ``python -m benchmarks.client_transport [--requests N]``.
+"""What one request costs the client: ``python -m benchmarks.client_transport [--rounds N]``.
 
 A bare ASGI application answers each request with the same action, so that nearly all of the time is the client's own and the
-machine's. Prints the median and the 95th percentile in milliseconds: a raw socket (the floor), the SDK's transport, urllib3 (a pool
+machine's. Prints the median and the 99th percentile in milliseconds: a raw socket (the floor), the SDK's transport, urllib3 (a pool
 manager, and the pool of one host), and the SDK's whole `step`, which encodes, checks and decodes as well. The ways take turns.
 
 A server whose next request comes a little later has gone to sleep by then, and has to be woken up. So a raw socket that does nothing for
-as long as the SDK's `step` computes between two requests is measured too: the difference to it is what the SDK costs.
+as long as the SDK's `step` computes between two requests is measured too: what is left between the two is not the SDK's computing.
 """
 
 import argparse

@@ -55,7 +55,7 @@ async def read(request: Request, kind: type[RequestType]) -> RequestType:
 async def intact(request: Request) -> bytes:
     """The body of a request that fits its digest, if it has one: to be waited for before the request has an effect.
 
-    Raises BodyTooLarge before more than the limit has been kept, or DamagedRequest.
+    Raises BodyTooLarge before more than the limit has been kept, BodyTimeout, TooManyRequests (`Bodies`), or DamagedRequest.
     """
     body = await _body(request)
     claimed = header(request.scope, b"skillet-digest")

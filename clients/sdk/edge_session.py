@@ -139,7 +139,7 @@ class EdgeSession:
         except ConcurrentUpdate:
             raise
         except Conflict:
-            self._outcomes = []
+            pass
 
     def _await_report(self) -> None:
         try:
