@@ -21,7 +21,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"stages, in their order:\n{lines}\n  all        every stage; those that are complete are skipped\n"
         "  compare    this method beside others on the unseen tasks (python -m training compare --help)\n"
         "  sign       say who made a bundle (python -m training sign --help)\n\n"
-        "A stage that was interrupted goes on from its checkpoint when it is started again.",
+        "A stage that was interrupted goes on from its checkpoint when it is started again; belief and export (a minute or two)\n"
+        "begin anew.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("stage", choices=[*STAGES, "all"], metavar="STAGE")
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SkilletError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; start the same command again to go on from the last checkpoint", file=sys.stderr)
         return 130

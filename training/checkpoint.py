@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from training.contract.errors import CheckpointCorrupt
 
 
 def save_checkpoint(
@@ -39,12 +41,18 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, *, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load into ``modules`` and ``optimizers``; returns the other tensors and the note."""
-    with safe_open(path, "pt") as file:
-        note = json.loads((file.metadata() or {}).get("note", "{}"))
-        flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
-    for name, module in modules.items():
-        module.load_state_dict(_below(flat, f"module/{name}/"))
+    """Load into ``modules`` and ``optimizers``; returns the other tensors and the note. Raises CheckpointCorrupt."""
+    try:
+        with safe_open(path, "pt") as file:
+            note = json.loads((file.metadata() or {}).get("note", "{}"))
+            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
+        for name, module in modules.items():
+            module.load_state_dict(_below(flat, f"module/{name}/"))
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointCorrupt(
+            f"{path} is cut, damaged or of other networks ({reason}): delete it, and what it held is made anew"
+        ) from error
     for name, optimizer in (optimizers or {}).items():
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in _below(flat, f"optimizer/{name}/").items():

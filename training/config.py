@@ -243,6 +243,19 @@ def incompatible_sections(old: dict[str, Any], config: TrainingConfig) -> list[s
     return changed if before.offline_data == config.offline_data else [*changed, "data"]
 
 
+def changed_meta_settings(old: dict[str, Any], config: MetaConfig) -> list[str]:
+    """Settings of meta-training, as ``meta.name``, in which a checkpoint's (``old``, as JSON) differ from a configuration's.
+
+    How many updates there are, and how often they are kept, may differ. Settings count as in `incompatible_sections`.
+    """
+    try:
+        before = MetaConfig.model_validate(_known(old, MetaConfig))
+    except ValidationError as error:
+        return sorted({f"meta.{item['loc'][0]}" for item in error.errors()})
+    names = MetaConfig.model_fields.keys() - {"updates", "checkpoint_epochs"}
+    return sorted(f"meta.{name}" for name in names if getattr(before, name) != getattr(config, name))
+
+
 def presets() -> list[str]:
     """Names of the presets."""
     return sorted(file.name.removesuffix(".toml") for file in resources.files("training.configs").iterdir() if file.name.endswith(".toml"))

@@ -30,7 +30,6 @@ from training.meta_training import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
 from training.replay import SkillEpisode
 from training.rollout import Acting, TaskSimulator, rollout
-from training.run_log import RunLog
 from training.stacked_finetuning import update_together
 
 
@@ -77,14 +76,6 @@ class TargetProtocol:
     def begin(self, tasks: Sequence[Any], seeds: Sequence[int]) -> list[TargetSession]:
         """A session of every task with every seed."""
         return [TargetSession(task, seed, self.networks.policy) for seed in seeds for task in tasks]
-
-    def run(self, tasks: Sequence[Any], seeds: Sequence[int], run_dir: Path) -> list[TargetSession]:
-        """All tasks with all seeds, to the configured number of episodes."""
-        sessions, total = self.begin(tasks, seeds), self.config.evaluate.episodes
-        with RunLog(run_dir, "evaluate", total, "episodes") as log:
-            for episode in range(total):
-                log.report(episode + 1, self.advance(sessions, episode))
-        return sessions
 
     def advance(self, sessions: list[TargetSession], episode: int) -> dict[str, float]:
         """Episode number ``episode`` (from 0) of every session, and what they learn from it. Returns mean returns.

@@ -1,7 +1,7 @@
 """Stage 2: skill-based meta-training (SiMPL, section 4.2, on PEARL): task encoder, meta-policy and critics over the training tasks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import MetaConfig, NetworkConfig, TrainingConfig
+from training.config import MetaConfig, NetworkConfig, TrainingConfig, changed_meta_settings
 from training.context_pool import ContextPool
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
@@ -229,8 +229,7 @@ class MetaTrainer:
         """Go on from the checkpoint, if there is one. The replay is collected anew, by the policy that it had come to."""
         if not self.checkpoint.exists():
             return
-        modules = self.networks.modules() | self.learner.coefficients()
-        _, note = load_checkpoint(self.checkpoint, modules=modules, optimizers=self.learner.optimizers())
+        note = self._load(self.learner.optimizers())
         self.updates, self.epoch = int(note["updates"]), int(note["epoch"])
         self.rng = np.random.default_rng([self.config.seed, self.updates])
         self.learner.generator.manual_seed(self.config.seed + self.updates)
@@ -241,8 +240,32 @@ class MetaTrainer:
     def save(self) -> None:
         """Write the checkpoint."""
         modules = self.networks.modules() | self.learner.coefficients()
-        note = {"updates": self.updates, "epoch": self.epoch}
+        note = {"updates": self.updates, "epoch": self.epoch, "meta": self.config.meta.model_dump(mode="json")}
         save_checkpoint(self.checkpoint, modules=modules, optimizers=self.learner.optimizers(), note=note)
+
+    def load_networks(self) -> int:
+        """Take networks and KL coefficients from the checkpoint. Returns after how many updates it was written.
+
+        Raises ConfigError when it was trained with other settings than this configuration's, or for more updates.
+        """
+        return int(self._load({})["updates"])
+
+    def _load(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+        modules = self.networks.modules() | self.learner.coefficients()
+        note = load_checkpoint(self.checkpoint, modules=modules, optimizers=optimizers)[1]
+        wanted = self.config.meta
+        # The checkpoints of earlier versions do not say how they were trained.
+        if changed := changed_meta_settings(note["meta"], wanted) if "meta" in note else []:
+            raise ConfigError(
+                f"{self.checkpoint} was trained with another {', '.join(changed)} than this configuration has: choose another folder, "
+                "or delete it to train anew"
+            )
+        if note["updates"] > wanted.updates:
+            raise ConfigError(
+                f"{self.checkpoint} was trained for {note['updates']} updates, and meta.updates is {wanted.updates}: give "
+                f"--set meta.updates={note['updates']}, choose another folder, or delete it to train anew"
+            )
+        return note
 
     def collect(self) -> dict[str, float]:
         """One episode with e ~ N(0, I) and one with e ~ q(e | context) for every task. Returns their success and return."""

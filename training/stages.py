@@ -1,7 +1,9 @@
 """The stages in their order. Each reads what the former left in the run's folder and leaves its own checkpoint, log and plots there."""
 
+import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +30,8 @@ from training.networks.skill_model import SkillModel
 from training.offline import offline_episodes
 from training.plots import plot_learning_curve, plot_meta_training, plot_task_embeddings
 from training.rollout import Acting, rollout
+from training.run_log import RunLog
+from training.session_store import load_sessions, run_sessions
 from training.skill_extraction import extract_skills
 from training.statistics import bootstrap_interval
 
@@ -213,7 +217,12 @@ def evaluate(run: Run) -> None:
         config, networks, run.domain.spec(), run.domain.simulator,
         new_learner if config.evaluate.finetuning else None, learned and learned.belief(),
     )  # fmt: skip
-    sessions = protocol.run(run.domain.test_tasks, range(config.evaluate.seeds), run.dir)
+    folder = _evaluated_sessions(run)
+    sessions = load_sessions(folder, protocol, run.domain.test_tasks, range(config.evaluate.seeds))
+    if len(sessions[0].returns) > config.evaluate.episodes:  # of a longer evaluation
+        sessions = protocol.begin(run.domain.test_tasks, range(config.evaluate.seeds))
+    with RunLog(run.dir, "evaluate", config.evaluate.episodes, "episodes", resumed_at=len(sessions[0].returns)) as log:
+        run_sessions(protocol, sessions, config.evaluate.episodes, folder, log)
     returns = write_results(sessions, run.dir / "evaluate-episodes.json")
     summary = _summary(returns, config.evaluate.conditioning_episodes)
     for episodes in sessions[0].deterministic_returns:
@@ -223,12 +232,30 @@ def evaluate(run: Run) -> None:
     run.say("evaluate: " + ", ".join(f"{name} {value:.3f}" for name, value in summary.items()) + f"; see {run.dir}/evaluate.png")
 
 
+def _evaluated_sessions(run: Run) -> Path:
+    """Where the sessions of an evaluation are kept, so that it goes on after an interruption, or for more episodes.
+
+    The folder's name says what they depend on; those of other networks and settings are deleted.
+    """
+    content = run.config.model_dump(mode="json", include={"seed", "domain", "finetuning", "evaluate"})
+    content["evaluate"].pop("episodes")
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name in ("meta", "belief") if run.config.belief.particles else ("meta",):
+        digest.update(run.need(name).read_bytes())
+    folder = run.dir / f"evaluate-{digest.hexdigest()[:12]}"
+    for other in run.dir.glob("evaluate-????????????*"):
+        if other.is_dir() and other.stem != folder.name:
+            shutil.rmtree(other)
+    return folder
+
+
 def _trained(run: Run) -> tuple[MetaNetworks, float, dict[str, float]]:
     trainer = run.trainer()
-    note = load_checkpoint(run.need("meta"), modules=trainer.networks.modules() | trainer.learner.coefficients())[1]
-    if note["updates"] < run.config.meta.updates:
-        raise ConfigError(f"meta-training stands at update {note['updates']} of {run.config.meta.updates}: finish the stage 'meta' first")
-    return trainer.networks.to("cpu"), float(trainer.learner.policy_posterior()), {"meta_updates": float(note["updates"])}
+    run.need("meta")
+    updates = trainer.load_networks()
+    if updates < run.config.meta.updates:
+        raise ConfigError(f"meta-training stands at update {updates} of {run.config.meta.updates}: finish the stage 'meta' first")
+    return trainer.networks.to("cpu"), float(trainer.learner.policy_posterior()), {"meta_updates": float(updates)}
 
 
 def _belief(run: Run, networks: MetaNetworks) -> TrainedBelief | None:

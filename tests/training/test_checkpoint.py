@@ -7,6 +7,7 @@ from safetensors import safe_open
 from torch import nn
 
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.contract.errors import CheckpointCorrupt
 from training.run_log import RunLog
 
 
@@ -105,7 +106,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(trained, monkeypatch):
 
 
 def test_a_checkpoint_of_another_network_is_refused(trained):
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(CheckpointCorrupt, match=r"stage\.safetensors is cut, damaged or of other networks"):
         load_checkpoint(trained[0], modules={"net": nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))})
 
 

@@ -37,20 +37,24 @@ def acted(monkeypatch):
     return seen
 
 
-def run(exported, networks, run_dir, world=None, finetuning=True, belief=None, **changed):
+def run(exported, networks, world=None, finetuning=True, belief=None, **changed):
     sections = {"belief": {"particles": 2}} if belief else {}
     config = world_config(evaluate={"conditioning_episodes": K, "episodes": EPISODES} | changed, **sections)
     new_learner = partial(Finetuner.from_bundle, exported) if finetuning else None
-    return TargetProtocol(config, networks, TINY_SPEC, world or TwoSidedWorld(), new_learner, belief).run(TASKS, SEEDS, run_dir)
+    protocol = TargetProtocol(config, networks, TINY_SPEC, world or TwoSidedWorld(), new_learner, belief)
+    sessions = protocol.begin(TASKS, SEEDS)
+    for episode in range(config.evaluate.episodes):
+        protocol.advance(sessions, episode)
+    return sessions
 
 
 PARTICLES = np.array([[3.0, 0.0], [-3.0, 0.0]], np.float32)
 BELIEF = Belief(PARTICLES, lambda states, embeddings: np.where(states[:, 0] * embeddings[:, 0] > 0.1, np.float32(0.9), np.float32(0.01)))
 
 
-def test_by_a_belief_a_session_leaves_the_side_that_it_has_seen_in_vain(exported, meta_networks, tmp_path):
+def test_by_a_belief_a_session_leaves_the_side_that_it_has_seen_in_vain(exported, meta_networks):
     options = {"finetuning": False, "belief": BELIEF, "episodes": 1, "exploration": "belief"}
-    sessions = run(exported, meta_networks, tmp_path, TwoSidedWorld(end=50.0), **options)
+    sessions = run(exported, meta_networks, TwoSidedWorld(end=50.0), **options)
     for session in sessions:
         places = session.context[0][1:, 0]  # where skills were chosen, after the start in the middle
         seen = [bool((places * side > 0.1).any()) for side in (1, -1)]
@@ -58,8 +62,8 @@ def test_by_a_belief_a_session_leaves_the_side_that_it_has_seen_in_vain(exported
     assert any((session.following.plausibility < 0.5).any() for session in sessions)
 
 
-def test_by_a_belief_the_mean_acts_first_once_there_was_a_reward(exported, meta_networks, tmp_path, acted):
-    sessions = run(exported, meta_networks, tmp_path, finetuning=False, belief=BELIEF, exploration="belief")
+def test_by_a_belief_the_mean_acts_first_once_there_was_a_reward(exported, meta_networks, acted):
+    sessions = run(exported, meta_networks, finetuning=False, belief=BELIEF, exploration="belief")
     index, first = next((index, session.successes.index(True)) for index, session in enumerate(sessions) if any(session.successes[: K - 1]))
     rows = select_context(np.concatenate(sessions[index].context[: first + 1]), LAYOUT, MAX_CONTEXT)
     with torch.no_grad():
@@ -68,8 +72,8 @@ def test_by_a_belief_the_mean_acts_first_once_there_was_a_reward(exported, meta_
     assert acted[first][0][index].tolist() in PARTICLES.tolist()
 
 
-def test_a_rewarded_session_learns_from_all_its_episodes_once_it_has_conditioned(exported, meta_networks, tmp_path, acted):
-    sessions = run(exported, meta_networks, tmp_path)
+def test_a_rewarded_session_learns_from_all_its_episodes_once_it_has_conditioned(exported, meta_networks, acted):
+    sessions = run(exported, meta_networks)
     assert [(session.task, session.seed) for session in sessions] == [(task, seed) for seed in SEEDS for task in TASKS]
     rewarded = [session for session in sessions if any(session.successes[:K])]
     assert rewarded
@@ -85,16 +89,16 @@ def test_a_rewarded_session_learns_from_all_its_episodes_once_it_has_conditioned
     assert acted[0][2] is meta_networks.policy
 
 
-def test_conditioning_episodes_draw_their_embeddings_as_the_service_does(exported, meta_networks, tmp_path, acted):
-    sessions = run(exported, meta_networks, tmp_path, episodes=K, exploration="prior")
+def test_conditioning_episodes_draw_their_embeddings_as_the_service_does(exported, meta_networks, acted):
+    sessions = run(exported, meta_networks, episodes=K, exploration="prior")
     for episode, (embeddings, plain, _) in enumerate(acted):
         expected = [drawn_embedding("prior", session.seed, episode, 0, E) for session in sessions]
         np.testing.assert_array_equal(embeddings.numpy(), np.stack(expected))
         assert not any(plain)
 
 
-def test_after_conditioning_the_posterior_of_the_whole_context_acts(exported, meta_networks, tmp_path, acted):
-    sessions = run(exported, meta_networks, tmp_path, finetuning=False)
+def test_after_conditioning_the_posterior_of_the_whole_context_acts(exported, meta_networks, acted):
+    sessions = run(exported, meta_networks, finetuning=False)
     index = next(index for index, session in enumerate(sessions) if any(session.successes[:K]))
     assert all(session.learner is None for session in sessions)
     for episode in range(K, EPISODES):
@@ -104,15 +108,15 @@ def test_after_conditioning_the_posterior_of_the_whole_context_acts(exported, me
         torch.testing.assert_close(acted[episode][0][index], mean[0])
 
 
-def test_a_session_without_reward_goes_on_exploring_and_learns_nothing(exported, meta_networks, tmp_path, acted):
-    sessions = run(exported, meta_networks, tmp_path, TwoSidedWorld(end=50.0))
+def test_a_session_without_reward_goes_on_exploring_and_learns_nothing(exported, meta_networks, acted):
+    sessions = run(exported, meta_networks, TwoSidedWorld(end=50.0))
     assert all(session.learner is None for session in sessions)
     assert [plain[0] for _, plain, _ in acted] == [False] * K + [False, True, False, True]
     assert len({embeddings[0].numpy().tobytes() for embeddings, plain, _ in acted if not plain[0]}) == EPISODES - 2
 
 
-def test_the_posteriors_embedding_is_that_of_the_first_rewarded_context(exported, meta_networks, tmp_path):
-    (session, *_) = [s for s in run(exported, meta_networks, tmp_path) if any(s.successes[:K])]
+def test_the_posteriors_embedding_is_that_of_the_first_rewarded_context(exported, meta_networks):
+    (session, *_) = [s for s in run(exported, meta_networks) if any(s.successes[:K])]
     rows = select_context(np.concatenate(session.context[:K]), LAYOUT, MAX_CONTEXT)
     with torch.no_grad():
         mean, _ = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))
@@ -120,23 +124,22 @@ def test_the_posteriors_embedding_is_that_of_the_first_rewarded_context(exported
 
 
 def test_results_are_written_by_session_and_episode(exported, meta_networks, tmp_path):
-    sessions = run(exported, meta_networks, tmp_path, episodes=2, finetuning=False)
+    sessions = run(exported, meta_networks, episodes=2, finetuning=False)
     success = write_results(sessions, tmp_path / "episodes.json")
     assert success.shape == (6, 2)
     content = json.loads((tmp_path / "episodes.json").read_text())
     assert [entry["task"] for entry in content] == [[1], [-1]] * 3
     assert [entry["successes"] for entry in content] == success.astype(bool).tolist()
-    assert len((tmp_path / "evaluate.jsonl").read_text().splitlines()) == 2
 
 
-def test_the_same_seeds_give_the_same_results(exported, meta_networks, tmp_path):
-    once, again = (run(exported, meta_networks, tmp_path / name) for name in "ab")
+def test_the_same_seeds_give_the_same_results(exported, meta_networks):
+    once, again = (run(exported, meta_networks) for _ in range(2))
     assert [session.returns for session in once] == [session.returns for session in again]
 
 
-def test_a_deterministic_evaluation_is_remembered_by_nobody(exported, meta_networks, tmp_path):
-    plain = run(exported, meta_networks, tmp_path / "plain")
-    watched = run(exported, meta_networks, tmp_path / "watched", deterministic_every=2)
+def test_a_deterministic_evaluation_is_remembered_by_nobody(exported, meta_networks):
+    plain = run(exported, meta_networks)
+    watched = run(exported, meta_networks, deterministic_every=2)
     assert [sorted(session.deterministic_returns) for session in watched] == [[4, 6]] * 6  # none before the K = 3 conditioning episodes
     assert [session.returns for session in watched] == [session.returns for session in plain]
     assert not any(session.deterministic_returns for session in plain)

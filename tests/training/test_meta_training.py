@@ -124,7 +124,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint_to_the_same_number_
 def test_a_finished_training_is_not_trained_again(trained, monkeypatch):
     made, _ = trained
     monkeypatch.setattr(MetaLearner, "update", lambda *_, **__: pytest.fail("made an update"))
-    again = trainer(made.run_dir, tasks=TASKS * 3)
+    again = trainer(made.run_dir, tasks=TASKS * 3, posterior_tasks=3)
     again.run()
     for one, other in zip(made.networks.policy.parameters(), again.networks.policy.parameters(), strict=True):
         assert torch.equal(one, other)

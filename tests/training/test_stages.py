@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from training.__main__ import main
 from training.config import load_config
 from training.contract.bundle import Bundle
 from training.envelope import learn_envelope
+from training.evaluate import TargetProtocol
 from training.meta_training import MetaLearner
 from training.skill_extraction import SkillLearner
 from training.stages import STAGES, Run
@@ -70,7 +74,7 @@ def refused(capsys):
 
 
 def test_every_stage_leaves_its_checkpoint_log_and_picture(finished):
-    names = {path.name for path in finished.run_dir.iterdir()}
+    names = {path.name for path in finished.run_dir.iterdir() if path.is_file()}
     assert names == {
         "config.json", "skills.safetensors", "skills.jsonl", "skills.png", "meta.safetensors", "meta.jsonl", "meta.png", "embeddings.png",
         "belief.safetensors", "belief.jsonl",
@@ -188,6 +192,70 @@ def test_a_run_of_another_configuration_is_not_mixed_in(finished, capsys):
     assert finished("meta", "skills.horizon=7") == 2
     assert "holds a run with another skills; choose another folder with --run, or delete it" in refused(capsys)
     assert finished("meta") == 0
+
+
+def test_networks_of_other_meta_settings_are_not_passed_off_as_these(finished, capsys):
+    for stage in ("meta", "export", "evaluate"):
+        assert finished(stage, "meta.discount=0.9", "meta.kl_clip=3.0") == 2
+        assert "meta.safetensors was trained with another meta.discount, meta.kl_clip than this configuration has" in refused(capsys)
+        assert finished(stage, "meta.updates=3") == 2
+        assert "was trained for 4 updates, and meta.updates is 3: give --set meta.updates=4" in refused(capsys)
+    assert finished("meta", "meta.checkpoint_epochs=7") == 0
+    assert finished("meta") == 0
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"x" + content[1:], lambda _: b""])
+def test_a_damaged_checkpoint_is_named(finished, fresh, capsys, damage):
+    shutil.copytree(finished.run_dir, fresh.run_dir)
+    checkpoint = fresh.run_dir / "meta.safetensors"
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    assert fresh("meta") == 2
+    assert f"{checkpoint} is cut, damaged or of other networks" in refused(capsys)
+
+
+def test_a_disk_that_takes_no_more_ends_the_command_with_one_line(finished, fresh, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "meta.partial")
+
+    shutil.copytree(finished.run_dir, fresh.run_dir)
+    (fresh.run_dir / "meta.safetensors").unlink()
+    monkeypatch.setattr("training.meta_training.save_checkpoint", full)
+    assert fresh("meta") == 1
+    assert refused(capsys) == "error: [Errno 28] No space left on device: 'meta.partial'"
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_results(finished, fresh, capsys, monkeypatch):
+    def episodes():
+        return json.loads((fresh.run_dir / "evaluate-episodes.json").read_text())
+
+    shutil.copytree(finished.run_dir, fresh.run_dir)
+    advance, made = TargetProtocol.advance, []
+
+    def stopping(protocol, sessions, episode):
+        if episode == 6 and episode not in made:
+            made.append(episode)
+            raise KeyboardInterrupt
+        made.append(episode)
+        return advance(protocol, sessions, episode)
+
+    monkeypatch.setattr(TargetProtocol, "advance", stopping)
+    assert fresh("evaluate", "evaluate.episodes=7") == 130
+    assert fresh("evaluate", "evaluate.episodes=7") == 0
+    assert made == [*range(3, 7), 5, 6]  # the first three are those of the finished evaluation, with the same settings
+    resumed = episodes()
+    shutil.rmtree(next(path for path in fresh.run_dir.glob("evaluate-*") if path.is_dir()))
+    assert fresh("evaluate", "evaluate.episodes=7") == 0
+    assert episodes() == resumed
+    assert fresh("evaluate", "evaluate.episodes=2") == 0
+    assert [session["returns"] for session in episodes()] == [session["returns"][:2] for session in resumed]
+
+
+def test_an_evaluation_with_other_settings_does_not_go_on_from_the_former(finished, fresh):
+    shutil.copytree(finished.run_dir, fresh.run_dir)
+    assert fresh("evaluate", "finetuning.batch=4") == 0
+    assert len([path for path in fresh.run_dir.glob("evaluate-*") if path.is_dir()]) == 1
+    lines = (fresh.run_dir / "evaluate.jsonl").read_text().splitlines()
+    assert [json.loads(line)["at"] for line in lines] == [1, 2, 3]
 
 
 def test_unfinished_skills_are_refused(finished, fresh, capsys):

@@ -7,6 +7,7 @@ SkilletError
 │   ├── BundleTooNew         written by a newer format version
 │   └── BundleUnsigned       made by nobody whose key is trusted
 ├── KeyFileError             a file is not the key that it should be
+├── CheckpointCorrupt        a checkpoint of training is cut or damaged
 └── ConfigError              a configuration names something unknown or out of range
 """
 
@@ -37,6 +38,10 @@ class BundleUnsigned(BundleError):
 
 class KeyFileError(SkilletError):
     """A file is not the key that it should be, or cannot be read."""
+
+
+class CheckpointCorrupt(SkilletError):
+    """A checkpoint of training is cut or damaged, or holds other networks than it should."""
 
 
 class ConfigError(SkilletError):

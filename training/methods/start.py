@@ -9,7 +9,6 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from training.belief import TrainedBelief
-from training.checkpoint import load_checkpoint
 from training.config import FeatureConfig, NetworkConfig, SkillConfig, TrainingConfig
 from training.contract.belief import Belief
 from training.contract.bundle import Bundle
@@ -41,8 +40,7 @@ def start_from_run(run: Run) -> Start:
     start = Start(run.skills, "run")
     if (run.dir / "meta.safetensors").exists():
         trainer = run.trainer()
-        note = load_checkpoint(run.need("meta"), modules=trainer.networks.modules() | trainer.learner.coefficients())[1]
-        if note["updates"] >= run.config.meta.updates:
+        if trainer.load_networks() >= run.config.meta.updates:
             start.meta_seed, start.networks = run.config.seed, trainer.networks
             start.coefficient = float(trainer.learner.policy_posterior())
             if run.config.belief.particles:

@@ -15,11 +15,9 @@ from training.evaluate import TargetSession
 from training.methods.meta_stage import StartingPoint, needs_meta_training, starting_point
 from training.methods.method import Method
 from training.methods.protocol import MethodProtocol
-from training.methods.session_store import load_sessions, save_sessions
 from training.methods.setting import Setting
 from training.run_log import RunLog
-
-CHECKPOINT_EPISODES = 5
+from training.session_store import load_sessions, run_sessions
 
 
 @dataclass(frozen=True)
@@ -61,12 +59,11 @@ def run_unit(unit: Unit, setting: Setting, episodes: int, out: Path) -> None:
     sessions = load_sessions(folder, protocol, setting.test_tasks, [unit.seed])
     begun = len(sessions[0].returns)
     with RunLog(out / "logs", unit.name, episodes, "episodes", resumed_at=begun) as log:
-        for episode in range(begun, episodes):
-            log.report(episode + 1, protocol.advance(sessions, episode))
-            if (episode + 1) % CHECKPOINT_EPISODES == 0 or episode + 1 == episodes:
-                # In this order: interrupted in between, the last episodes are made again; the other way they would never be told.
-                _write(unit.results(out), _content(unit, setting, config, start, sessions, log.cpu_s) | {"fingerprint": fingerprint})
-                save_sessions(folder, sessions)
+
+        def tell() -> None:  # before the sessions are kept: the other way, episodes of a run interrupted in between would never be told
+            _write(unit.results(out), _content(unit, setting, config, start, sessions, log.cpu_s) | {"fingerprint": fingerprint})
+
+        run_sessions(protocol, sessions, episodes, folder, log, tell)
 
 
 def _episodes_done(unit: Unit, fingerprint: str, out: Path) -> int:

@@ -14,11 +14,11 @@ from training.contract.errors import ConfigError
 from training.methods.catalogue import METHODS
 from training.methods.meta_stage import starting_point
 from training.methods.protocol import MethodProtocol
-from training.methods.session_store import load_sessions
 from training.methods.setting import Setting
 from training.methods.start import Start
 from training.methods.unit import Unit, run_unit
 from training.relabelling import Relabeller
+from training.session_store import load_sessions
 
 TASKS, K, EPISODES = [(1,), (-1,)], 3, 6
 

@@ -1,8 +1,8 @@
-"""Sessions of the target-task protocol on disk: they go on from there, bit for bit."""
+"""Runs of the target-task protocol that are kept on disk as they go, and go on from there, bit for bit."""
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,25 @@ import torch
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.contract.belief import Following
 from training.evaluate import TargetProtocol, TargetSession
+from training.run_log import RunLog
+
+CHECKPOINT_EPISODES = 5
+
+
+def run_sessions(
+    protocol: TargetProtocol,
+    sessions: list[TargetSession],
+    episodes: int,
+    folder: Path,
+    log: RunLog,
+    before_save: Callable[[], None] = lambda: None,
+) -> None:
+    """Run sessions, as `load_sessions` gives them, to so many episodes. They are kept every few; ``before_save`` is called each time."""
+    for episode in range(len(sessions[0].returns), episodes):
+        log.report(episode + 1, protocol.advance(sessions, episode))
+        if (episode + 1) % CHECKPOINT_EPISODES == 0 or episode + 1 == episodes:
+            before_save()
+            save_sessions(folder, sessions)
 
 
 def save_sessions(folder: Path, sessions: Sequence[TargetSession]) -> None:
