@@ -10,7 +10,8 @@ from typing import Any
 import gymnasium as gym
 from rich.console import Console
 
-from clients.sdk import Session, SessionGroup, SkilletClient, SkilletError
+from clients.sdk import ConnectionFailed, ServiceError, Session, SessionGroup, SkilletClient, SkilletError, UnexpectedReply
+from clients.sdk.errors import ServiceFailed, TooMany
 from clients.simulator.arguments import BAD_ARGUMENTS, parse_arguments
 from clients.simulator.fleet import Fleet
 from clients.simulator.pictures import check_episodes, check_video, leave_pictures
@@ -135,10 +136,10 @@ def run_fleet(options: argparse.Namespace, domain: Domain, client: SkilletClient
     results: list[list[EpisodeResult]] = [[] for _ in seeds]
     with ExitStack() as stack:
         envs = [stack.enter_context(closing(domain.make(options.task))) for _ in seeds]
-        sessions = [
-            stack.enter_context(open_session(client, argparse.Namespace(**{**vars(options), "seed": seed}), env))
-            for seed, env in zip(seeds, envs, strict=True)
-        ]
+        sessions = list[Session]()
+        stack.callback(close_all, sessions)
+        for seed, env in zip(seeds, envs, strict=True):
+            sessions.append(open_session(client, argparse.Namespace(**{**vars(options), "seed": seed}), env))
         infos = [session.info() for session in sessions]
         display = Display(console, options.episodes * len(seeds), len(subtasks))
         fleet = Fleet(envs, SessionGroup(client, sessions), seeds, display)
@@ -160,6 +161,20 @@ def run_fleet(options: argparse.Namespace, domain: Domain, client: SkilletClient
             console.print(summary_table(every, infos[0].conditioning_episodes, subtasks))
             console.print(times_line(fleet.times), highlight=False)
     return status
+
+
+def close_all(sessions: Sequence[Session]) -> None:
+    """Close sessions. What went wrong is told already, and sessions expire by themselves.
+
+    The client has sent the first of them again until it gave up: a service that is gone is not waited for with each of the others.
+    """
+    for session in sessions:
+        try:
+            session.close()
+        except (ConnectionFailed, ServiceFailed, TooMany, UnexpectedReply):
+            return
+        except ServiceError:
+            continue
 
 
 if __name__ == "__main__":

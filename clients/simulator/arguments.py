@@ -20,7 +20,8 @@ A simulator runs many times faster than the robot that it stands for. So that th
 beside a robot, the client waits between episodes until the learner has caught up, at most --max-wait-s each time; --no-wait turns it off.
 A learner that does nothing for that long is not waited for again until it does.
 
-With --num-envs B, B robots with the seeds S to S + B - 1 run the episodes side by side, each as it would alone.
+With --num-envs B, B robots with the seeds S to S + B - 1 run the episodes side by side, each as it would alone. The client waits for the
+learner at most --max-wait-s for all of them together.
 """
 
 

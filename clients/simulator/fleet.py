@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from clients.sdk import Action, ServiceError, SessionGroup, Transition
+from clients.sdk import Action, SessionGroup, SkilletError, Transition
 from clients.simulator.report import EpisodeResult, StepTimes, Watcher
 from clients.simulator.run import REPORT_EVERY_STEPS, Patience, has_caught_up, reset_seed
 
@@ -22,14 +22,15 @@ class Fleet:
         self.times = StepTimes()
 
     def rounds(self, count: int, *, max_wait_s: float) -> Iterator[list[EpisodeResult]]:
-        """Run ``count`` episodes of each robot; yields those of one round. Waits for the learner between them, as `Simulation` does.
+        """Run ``count`` episodes of each robot; yields those of one round.
 
-        Raises the ServiceError that any of the sessions is refused with.
+        Waits for the learner between them, as `Simulation` does, all robots together for at most ``max_wait_s``.
+        Raises the SkilletError that any of the robots gets.
         """
-        patiences = [Patience(session.finetuning, max_wait_s) for session in self._group.sessions]
+        patiences = [Patience(session.finetuning) for session in self._group.sessions]
         for number in range(count):
             if number > 0 and max_wait_s > 0:
-                self._wait_for_learner(patiences)
+                self._wait_for_learner(patiences, max_wait_s)
             yield self._round()
 
     def _round(self) -> list[EpisodeResult]:
@@ -76,19 +77,19 @@ class Fleet:
         self.times.service_s += time.perf_counter() - before
         return following
 
-    def _wait_for_learner(self, patiences: Sequence[Patience]) -> None:
+    def _wait_for_learner(self, patiences: Sequence[Patience], max_wait_s: float) -> None:
         started = time.perf_counter()
         self._watcher.waiting()
-        for patience in patiences:
-            status = patience.wait()
+        for patience in patiences:  # the learner works for the others too while one is waited for
+            status = patience.wait(max(started + max_wait_s - time.perf_counter(), 0.0))
             self._watcher.waited(status, caught_up=has_caught_up(status))
         self.times.learner_wait_s += time.perf_counter() - started
 
 
-def _actions(results: Mapping[int, Action | ServiceError]) -> dict[int, Action]:
+def _actions(results: Mapping[int, Action | SkilletError]) -> dict[int, Action]:
     actions = {}
     for index, result in results.items():
-        if isinstance(result, ServiceError):
+        if isinstance(result, SkilletError):
             raise result
         actions[index] = result
     return actions

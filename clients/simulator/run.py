@@ -34,10 +34,10 @@ class Simulation:
         A simulator runs many times faster than the robot that it stands for. Without the wait the learner would get a fraction of the
         wall time that it has beside a real one.
         """
-        patience = Patience(self.session.finetuning, max_wait_s)
+        patience = Patience(self.session.finetuning)
         for number in range(count):
             if number > 0 and max_wait_s > 0:
-                self._wait_for_learner(patience)
+                self._wait_for_learner(patience, max_wait_s)
             yield self._episode()
 
     def _episode(self) -> EpisodeResult:
@@ -74,29 +74,28 @@ class Simulation:
         self.times.service_s += time.perf_counter() - between
         return observation, float(reward), terminated, following, info
 
-    def _wait_for_learner(self, patience: "Patience") -> None:
+    def _wait_for_learner(self, patience: "Patience", max_wait_s: float) -> None:
         started = time.perf_counter()
         self.watcher.waiting()
-        status = patience.wait()
+        status = patience.wait(max_wait_s)
         self.times.learner_wait_s += time.perf_counter() - started
         self.watcher.waited(status, caught_up=has_caught_up(status))
 
 
 @dataclass
 class Patience:
-    """Waits for the learner, each time for at most ``max_wait_s``. One that did nothing all that time is not waited for until it does.
+    """Waits for the learner. One that did nothing since it was last waited for is not waited for again until it does.
 
     ``ask`` takes wait_s, at most 60, and answers where the learner stands.
     """
 
     ask: Callable[[float], FinetuningStatus]
-    max_wait_s: float
     _seen: tuple[int, int] = (0, 0)
     _stalled: bool = False
 
-    def wait(self) -> FinetuningStatus:
-        """Ask until the learner has caught up, or long enough. Returns the last answer."""
-        stop_at = time.monotonic() + (0.0 if self._stalled else self.max_wait_s)
+    def wait(self, max_wait_s: float) -> FinetuningStatus:
+        """Ask, once at least, until the learner has caught up or ``max_wait_s`` have passed. Returns the last answer."""
+        stop_at = time.monotonic() + (0.0 if self._stalled else max_wait_s)
         while True:
             left_s = max(stop_at - time.monotonic(), 0.0)
             status = self.ask(min(LONGEST_WAIT_S, left_s))

@@ -27,7 +27,7 @@ def test_it_asks_until_the_learner_has_seen_every_completed_episode():
         waits.append(wait_s)
         return answers.pop(0)
 
-    assert Patience(ask, 200.0).wait().episodes_learned == 7
+    assert Patience(ask).wait(200.0).episodes_learned == 7
     assert len(answers) == 1
     assert waits == [60.0, 60.0, 60.0], "the service takes at most 60 s at a time"
 
@@ -40,7 +40,7 @@ def test_it_gives_up_after_the_bound_and_returns_where_the_learner_stands():
         time.sleep(wait_s)  # as the service does
         return status(5)
 
-    assert not has_caught_up(Patience(ask, 0.05).wait())
+    assert not has_caught_up(Patience(ask).wait(0.05))
     assert sum(waits) <= 0.06
 
 
@@ -52,11 +52,11 @@ def test_a_learner_that_did_nothing_all_the_time_is_waited_for_again_only_once_i
         time.sleep(wait_s)
         return status(5, updates=done[patience.times])
 
-    patience = Patience(ask, 0.02, _seen=(5, 0))
+    patience = Patience(ask, _seen=(5, 0))
     asked = []
     for patience.times in range(5):
         before = len(waits)
-        patience.wait()
+        patience.wait(0.02)
         asked.append(sum(waits[before:]) > 0)
     assert asked == [True, False, False, True, False]
 
