@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import websockets.sync.client
 
-from clients.sdk import EdgeSession, HttpTransport, OnnxDecoder, ServiceError, Session, SessionGroup, SkilletClient, Transition
+from clients.sdk import EdgeSession, HttpTransport, OnnxDecoder, Session, SessionGroup, SkilletClient, SkilletError, Transition
 from clients.sdk.stream import Connection
 
 BUNDLE = Path(__file__).parents[1] / "bundles/maze"
@@ -114,7 +114,7 @@ def batch_row(client: SkilletClient, sessions: int) -> Row:
 
     def step() -> object:
         results = group.step(outcomes)
-        if any(isinstance(result, ServiceError) for result in results.values()):
+        if any(isinstance(result, SkilletError) for result in results.values()):
             raise RuntimeError(results)
         return results
 

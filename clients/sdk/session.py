@@ -273,7 +273,7 @@ class Session:
     def _checked(self, observation: Any) -> list[float]:
         try:
             vector = np.asarray(observation, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidObservation("the observation is no vector of numbers", expected=self._wanted(), received=repr(error)) from error
         if vector.shape != (self._dim,):
             raise InvalidObservation("the observation has the wrong shape", expected=self._wanted(), received=f"shape {list(vector.shape)}")
@@ -291,9 +291,13 @@ class Session:
 
 
 def _finite(reward: float) -> float:
-    if not math.isfinite(reward := float(reward)):
-        raise InvalidRequest("the reward cannot be sent", expected="a finite number", received=reward)
-    return reward
+    try:
+        number = float(reward)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidRequest("the reward cannot be sent", expected="a finite number", received=repr(reward))
+    return number
 
 
 def _check_items(results: Iterable[ItemResult]) -> None:

@@ -1,10 +1,12 @@
 """Many sessions in one request, beside the same calls alone."""
 
+import json
+
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from clients.sdk import ServiceError, SessionGroup, SkilletClient, Transition, errors
+from clients.sdk import Reply, ServiceError, SessionGroup, SkilletClient, Transition, errors
 from service.app import create_app
 from tests.clients.in_process import InProcess
 from tests.conftest import Driver, state, transition
@@ -136,3 +138,55 @@ def test_the_sdk_steps_a_group_and_tells_who_was_refused(api):
     np.testing.assert_array_equal(results[1].action, twin.step(0.0, state(0, 1), False, False).action)
     assert results[2].episode_over
     assert group.step({1: Transition(0.0, state(0, 2), False, False)})[1].step == 2
+
+
+def test_what_the_sdk_finds_wrong_of_one_robot_stops_none_of_the_others(api):
+    asked = []
+    client = SkilletClient(transport=InProcess(api, lambda path, body: asked.append(path)))
+    group = SessionGroup(client, [client.open_session(seed=seed) for seed in range(4)])
+    twin = client.open_session(seed=2)
+    for session in (*group.sessions[:3], twin):
+        session.start_episode()
+    first = group.act({0: state(0, 0)[:3], 1: [0.0, float("nan"), 10**400, 0.0], 3: state(0, 0), 2: state(0, 0)})
+    assert list(first) == [0, 1, 3, 2]
+    assert isinstance(first[0], errors.InvalidObservation)
+    assert isinstance(first[1], errors.InvalidObservation)
+    assert isinstance(first[3], errors.EpisodeState)
+    np.testing.assert_array_equal(first[2].action, twin.act(state(0, 0)).action)
+    results = group.step({0: Transition(0.0, state(0, 1), False, False), 2: Transition(0.5, state(0, 1), False, False)})
+    assert isinstance(results[0], errors.EpisodeState), "it has no action yet"
+    np.testing.assert_array_equal(results[2].action, twin.step(0.5, state(0, 1), False, False).action)
+    before = len(asked)
+    left = group.step({2: Transition("much", state(0, 2), False, False), 3: Transition(0.0, state(0, 1), False, False)})
+    assert [type(left[index]) for index in (2, 3)] == [errors.InvalidRequest, errors.EpisodeState]
+    assert group.act({}) == {}
+    assert len(asked) == before, "nobody was left to ask for"
+    assert group.act({0: state(0, 0)})[0].step == 0, "a refused observation changes nothing"
+    with pytest.raises(IndexError):
+        group.act({4: state(0, 0)})
+
+
+class Spoiling(InProcess):
+    """A service whose first robot of each batch gets an action that no robot should follow."""
+
+    def request(self, method, path, body, headers, timeout_s):
+        reply = super().request(method, path, body, headers, timeout_s)
+        content = json.loads(reply.body)
+        if path in ("/v1/act", "/v1/step"):
+            content["results"][0]["action"]["action"] = self.spoilt
+        return Reply(reply.status, {}, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(("spoilt", "error"), [([0.0] * 3, errors.UnsafeAction), (["left", "right"], errors.UnexpectedReply)])
+def test_an_action_that_no_robot_should_follow_does_not_take_the_others_from_them(api, spoilt, error):
+    transport = Spoiling(api)
+    transport.spoilt = spoilt
+    client = SkilletClient(transport=transport)
+    group = SessionGroup(client, [client.open_session(seed=seed) for seed in range(2)])
+    for session in group.sessions:
+        session.start_episode()
+    first = group.act({0: state(0, 0), 1: state(0, 0)})
+    assert isinstance(first[0], error)
+    assert first[1].step == 0
+    following = group.step({index: Transition(0.0, state(0, 1), False, False) for index in (1, 0)})
+    assert isinstance(following[0], errors.EpisodeState), "it has no action that it could have followed"
