@@ -29,6 +29,7 @@ from service.session_errors import Gone
 from service.session_state import Loaded
 from service.stream import REFUSED, UNSUPPORTED_DATA, same_origin
 from service.views import finite
+from training.contract.context import unpack_vector
 
 STATE_KEYS: Final = ("observation/state", "observation.state", "state", "observation")
 _OWN_KEYS: Final = frozenset({*STATE_KEYS, "reward", "terminated", "truncated", "reset"})
@@ -53,7 +54,10 @@ async def policy(websocket: WebSocket) -> None:
 
 
 class _Robot:
-    """One connection. ``_step`` is the step whose action the robot has; None: no episode, the next observation begins one."""
+    """One connection. ``_step`` is the step whose action the robot has; None: no episode, the next observation begins one.
+
+    ``_unsure``: the service failed to answer the last observation, and may have stored what it says.
+    """
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
@@ -62,6 +66,7 @@ class _Robot:
         self._name = secrets.token_hex(8)
         self._session_id, self._episode = "", 0
         self._step: int | None = None
+        self._unsure = False
 
     async def run(self) -> None:
         """Send metadata, then answer observations until the connection ends."""
@@ -103,7 +108,7 @@ class _Robot:
 
     async def _infer(self, message: dict[str, Any], networks: Networks) -> tuple[schemas.Action, list[str]]:
         """The action for an observation, after what it says of the last action has been stored; and the names that have no meaning here."""
-        loop, spec = self._parts.loop, networks.spec
+        loop = self._parts.loop
         self._check(self._session_id)
         key = next((key for key in STATE_KEYS if key in message), None)
         if key is None:
@@ -116,11 +121,38 @@ class _Robot:
         ignored = sorted(name for name in message if name not in _OWN_KEYS)
         if self._step is None or reset:
             return await self._begin(state, networks), ignored
-        long_enough = not terminated and not truncated and self._step + 1 >= spec.episode_steps
-        outcome = schemas.Transition(self._episode, self._step, reward, state, terminated, truncated or long_enough)
+        outcome = self._due(schemas.Transition(self._episode, self._step, reward, state, terminated, truncated), networks)
+        if outcome is None:
+            return await self._begin(state, networks), ignored
         action = await loop.step(self._session_id, outcome)
         self._step = None if action.episode_over else action.step
+        long_enough = action.episode_over and not terminated and not truncated
         return (await self._begin(state, networks) if long_enough else action), ignored
+
+    def _due(self, reported: schemas.Transition, networks: Networks) -> schemas.Transition | None:
+        """The outcome to store for what the robot reports of its last action; None: that ended its episode, and this begins the next.
+
+        After a failure it looks up whether the last report was stored. If so, the robot has had no action since: the same report is the
+        same outcome again, with a newer observation; another one is the outcome of the action that did not arrive.
+        """
+        episode_steps = networks.spec.episode_steps
+        due = _limited(reported, episode_steps)
+        if not self._unsure:
+            return due
+        check_observation(reported.next_observation, networks, "state")  # which may be answered without being stored
+        session = self._parts.store.load(self._session_id).session
+        self._unsure = False
+        stored = session.last_outcome
+        if session.episode != reported.episode or stored is None or stored.step != reported.step:
+            return due
+        repeated = (due.reward, due.terminated, due.truncated) == (stored.reward, stored.terminated, stored.truncated)
+        if repeated or (not session.episode_open and (reported.terminated or reported.truncated)):
+            state = unpack_vector(stored.next_state).tolist()
+            return schemas.Transition(session.episode, stored.step, stored.reward, state, stored.terminated, stored.truncated)
+        if not session.episode_open:
+            return None
+        self._step = stored.step + 1
+        return _limited(msgspec.structs.replace(reported, step=self._step), episode_steps)
 
     async def _begin(self, state: list[float], networks: Networks) -> schemas.Action:
         """Begin an episode with this observation; one that is open ends as truncated."""
@@ -136,6 +168,7 @@ class _Robot:
         """Tell of an error as text, which openpi's client raises. Returns whether the connection was closed over it."""
         problem = as_problem(error, _outages)
         self._parts.metrics.errors.labels(problem.code).inc()
+        self._unsure = self._unsure or problem.status >= 500
         if problem.status == 500:
             _log.error("openpi %s: %s", self._name, problem.detail, exc_info=None if isinstance(error, ServiceError) else error)
         await self._websocket.send_text(json.dumps(problem.problem(self._name)))
@@ -144,6 +177,12 @@ class _Robot:
             return True
         await asyncio.sleep(0)
         return False
+
+
+def _limited(outcome: schemas.Transition, episode_steps: int) -> schemas.Transition:
+    """An outcome, truncated if its episode is long enough."""
+    over = not outcome.terminated and outcome.step + 1 >= episode_steps
+    return msgspec.structs.replace(outcome, truncated=outcome.truncated or over)
 
 
 def _metadata(loaded: Loaded, networks: Networks) -> dict[str, Any]:
