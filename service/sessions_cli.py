@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> int:
     again.add_argument("--bundle", type=Path, required=True, help="the session's bundle, or another one for the same robot")
     export = commands.add_parser("export", help="write the completed episodes of a session's log as a Minari dataset")
     export.add_argument("session_id")
-    export.add_argument("--dataset", required=True, help="Minari id, such as robots/night-v0; lands where MINARI_DATASETS_PATH says")
+    export.add_argument(
+        "--dataset", required=True, help="Minari id, such as robots/night-v0; lands in MINARI_DATASETS_PATH, without it in data/minari"
+    )
     options = parser.parse_args(arguments)
     settings = Settings(**({"data_dir": options.data_dir} if options.data_dir else {}))
     try:
@@ -126,14 +128,16 @@ def _export(store: SessionStore, options: argparse.Namespace) -> int:
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise StartupError("exporting needs Minari: pip install 'minari[hdf5]'") from error
+    from training.dataset_folder import dataset_root, datasets_in
+
     buffers = [EpisodeBuffer(**episode) for episode in episodes]
     box = [gymnasium.spaces.Box(-np.inf, np.inf, episodes[0][name].shape[1:], np.float32) for name in ("observations", "actions")]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), datasets_in(root := dataset_root()):
         warnings.simplefilter("ignore", UserWarning)  # Minari warns of every optional field that is left out (author, e-mail, link)
         minari.create_dataset_from_buffers(
             options.dataset, buffers, observation_space=box[0], action_space=box[1], description=f"Skillet session {options.session_id}"
         )
-    sys.stdout.write(f"{len(buffers)} episodes, {sum(len(episode['actions']) for episode in episodes)} steps in {options.dataset}\n")
+    sys.stdout.write(f"{len(buffers)} episodes, {sum(len(episode['actions']) for episode in episodes)} steps in {root / options.dataset}\n")
     return 0
 
 

@@ -21,7 +21,7 @@ from training.methods.published import PUBLISHED
 from training.methods.report import FULL_RETURN, NEAR, MethodResults, summarise, tables
 from training.methods.setting import Setting
 from training.methods.start import Start, start_from_bundle, start_from_run
-from training.methods.unit import Unit, run_unit
+from training.methods.unit import Unit, kept_units, run_unit
 from training.offline import offline_episodes
 from training.stages import Run, collect, skills
 
@@ -32,8 +32,8 @@ methods:
 Where the skills come from: --bundle takes them (and Skillet's meta-trained networks) from a bundle; --run from the folder of a run of the
 pipeline, and Skillet's networks too if its meta-training is complete; without either they are made first, in OUT/skills.
 
-What it leaves in OUT: sessions/*.json (returns of every session, written every few episodes), compare.json, compare.md, compare.png,
-meta/* (meta-training of each method that has one) and checkpoints/*. Start the same command again after an interruption, or with more
+What it leaves in OUT: sessions/*.json (returns of every session, written every few episodes), compare.json, compare.md and compare.png (of all
+that is there, by this command or an earlier one), meta/* (meta-training of each method that has one) and checkpoints/*. Start the same command again after an interruption, or with more
 --episodes, --seeds or --methods: what is there is not run again. Delete OUT to begin anew.
 
 examples:
@@ -87,20 +87,24 @@ def compare(arguments: Sequence[str]) -> int:
             console.print(f"compare: {number} of {len(units)}: {unit.method.label}, meta seed {unit.meta_seed}, seed {unit.seed}")
             run_unit(unit, setting, options.episodes, out)
     if not options.no_report:
-        write_report(units, config.domain.name, out)
+        kept, others = kept_units(METHODS, setting, out)
+        for path in others:
+            console.print(
+                f"compare: {path} is not in the report: it was run with another configuration, on other tasks or from another start"
+            )
+        write_report(kept, config.domain.name, out)
         console.print(f"compare: see {out}/compare.md, {out}/compare.png and {out}/compare.json", soft_wrap=True)
     return 0
 
 
 def write_report(units: Sequence[Unit], domain: str, out: Path) -> None:
-    """``compare.json``, ``compare.md`` and ``compare.png`` of those units that have results."""
+    """``compare.json``, ``compare.md`` and ``compare.png`` of units that have results."""
     full_return = FULL_RETURN.get(domain)
     level = NEAR * (full_return or 1.0)
     results = []
     for name in dict.fromkeys(unit.method.name for unit in units):
-        files = [unit.results(out) for unit in units if unit.method.name == name and unit.results(out).exists()]
-        if files:
-            results.append(MethodResults.of(METHODS[name], [json.loads(file.read_text()) for file in files]))
+        files = [unit.results(out) for unit in units if unit.method.name == name]
+        results.append(MethodResults.of(METHODS[name], [json.loads(file.read_text()) for file in files]))
     published = PUBLISHED.get(domain, {})
     summary = summarise(results, level)
     (out / "compare.json").write_text(json.dumps(summary, indent=1) + "\n")

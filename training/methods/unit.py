@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,24 @@ def run_unit(unit: Unit, setting: Setting, episodes: int, out: Path) -> None:
             _write(unit.results(out), _content(unit, setting, config, start, sessions, log.cpu_s) | {"fingerprint": fingerprint})
 
         run_sessions(protocol, sessions, episodes, folder, log, tell)
+
+
+def kept_units(methods: Mapping[str, Method], setting: Setting, out: Path) -> tuple[list[Unit], list[Path]]:
+    """The units that have results in ``out``, in the order of ``methods``; and results that are another setting's, or unreadable."""
+    found, others = list[Unit](), list[Path]()
+    for path in sorted((out / "sessions").glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            unit = Unit(methods[content["method"]], content["meta_seed"], content["seed"])
+            fits = content["fingerprint"] == _fingerprint(unit, setting.configure(unit.method, unit.meta_seed), setting)
+        except (ValueError, KeyError):
+            fits = False
+        if fits and unit.results(out) == path:
+            found.append(unit)
+        else:
+            others.append(path)
+    order = list(methods)
+    return sorted(found, key=lambda unit: (order.index(unit.method.name), unit.meta_seed, unit.seed)), others
 
 
 def _episodes_done(unit: Unit, fingerprint: str, out: Path) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from clients.examples import robot_loop
 from clients.examples.gymnasium_loop import main as gymnasium_loop
 from clients.sdk import SkilletClient, errors
 from clients.simulator.__main__ import main
@@ -219,6 +220,14 @@ def test_a_robot_that_has_found_its_goal_by_exploring_goes_there_again_and_its_p
 def test_the_gymnasium_example_runs(service_url, capsys):
     gymnasium_loop(service_url, episodes=1)
     assert "episode 0 (exploring): return" in capsys.readouterr().out
+
+
+def test_the_robot_example_commands_to_the_episodes_end(service_url, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with closing(gym.make("clients.simulator:skillet/PointMaze-v0", goal=(10, 10), max_episode_steps=60)) as robot:
+        robot_loop.run(service_url, robot, episodes=1)
+    assert "episode 0: return " in capsys.readouterr().out
+    assert len(list((tmp_path / ".cache/skillet").glob("*.onnx"))) == 1
 
 
 def test_the_curl_example_runs_to_its_end(service_url, new_session):

@@ -27,6 +27,20 @@ def test_it_leaves_json_tables_and_a_figure(tmp_path, capsys):
     assert "compare: 2 of 2: SPiRL" in capsys.readouterr().err
 
 
+def test_the_report_has_what_earlier_commands_ran_and_nothing_of_another_setting(tmp_path, capsys):
+    command = ["compare", "--config", "maze", *SIZES, "--out", str(tmp_path)]
+    assert main([*command, "--methods", "spirl", "--seeds", "0", "1"]) == 0
+    assert main([*command, "--methods", "skillet"]) == 0
+    summary = json.loads((tmp_path / "compare.json").read_text())
+    assert {name: method["runs"] for name, method in summary.items()} == {"skillet": 2, "spirl": 4}
+    foreign = tmp_path / "sessions/spirl-meta0-seed1.json"
+    content = json.loads(foreign.read_text()) | {"fingerprint": "another"}
+    foreign.write_text(json.dumps(content))
+    assert main([*command, "--methods", "skillet"]) == 0
+    assert json.loads((tmp_path / "compare.json").read_text())["spirl"]["runs"] == 2
+    assert f"{foreign} is not in the report" in capsys.readouterr().err.replace("\n", "")
+
+
 def test_processes_of_their_own_come_to_the_same(tmp_path):
     command = ["compare", "--config", "maze", *SIZES, "--methods", "spirl", "--meta-seeds", "0", "1"]
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
