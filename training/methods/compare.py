@@ -32,9 +32,10 @@ methods:
 Where the skills come from: --bundle takes them (and Skillet's meta-trained networks) from a bundle; --run from the folder of a run of the
 pipeline, and Skillet's networks too if its meta-training is complete; without either they are made first, in OUT/skills.
 
-What it leaves in OUT: sessions/*.json (returns of every session, written every few episodes), compare.json, compare.md and compare.png (of all
-that is there, by this command or an earlier one), meta/* (meta-training of each method that has one) and checkpoints/*. Start the same command again after an interruption, or with more
---episodes, --seeds or --methods: what is there is not run again. Delete OUT to begin anew.
+What it leaves in OUT: sessions/*.json (returns of every session, written every few episodes), compare.json, compare.md and compare.png
+(of all that is there, from this command or an earlier one), meta/* (meta-training of each method that has one) and checkpoints/*. Start
+the same command again after an interruption, or with more --episodes, --seeds or --methods: what is there is not run again. Delete OUT to
+begin anew.
 
 examples:
   python -m training compare --config maze --bundle bundles/maze --methods skillet spirl --tasks test:3 --episodes 40
