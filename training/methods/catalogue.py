@@ -1,4 +1,4 @@
-"""The methods of the comparison (Nam et al. 2022, figure of the main result), and what each leaves out.
+"""The methods of the comparison (Nam et al. 2022, figure of the main result), each as a difference from Skillet's.
 
 All of them share networks and their sizes, critics with LayerNorm, features of the state, replay, rollouts, the task encoder and how its
 contexts are drawn, offline data and skills. "The learner's improvements" are, in fine-tuning: a target bounded by observed returns, a share
@@ -11,7 +11,7 @@ from training.methods.method import Method
 from training.methods.multi_task import MultiTaskTrainer
 from training.methods.simpl_learner import OneStepATransition
 
-SKILLET: Final = Method("skillet", "Skillet", "nothing: this project's own method", meta="skillet")
+SKILLET: Final = Method("skillet", "Skillet", "this project's own method", meta="skillet")
 
 _OWN_LOSSES_ONLY: Final = {
     "success_share": 0.0,
@@ -81,7 +81,8 @@ SIMPL: Final = Method(
 SIMPL_AIDED: Final = Method(
     "simpl-aided",
     "SiMPL, aided",
-    "as SiMPL; its meta-training is helped by the return bound, a third of each batch from the best episodes, and Skillet's learning rates",
+    "as SiMPL; its meta-training is helped by the return bound, a third of each batch from the best episodes, and Skillet's learning rate "
+    "and polyak",
     meta="simpl-aided",
     explores_until_rewarded=False,
     keeps_conditioning=False,

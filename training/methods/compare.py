@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from textwrap import TextWrapper
 
 import torch
 from rich.console import Console
@@ -25,9 +26,10 @@ from training.methods.unit import Unit, kept_units, run_unit
 from training.offline import offline_episodes
 from training.stages import Run, collect, skills
 
+_HELP = TextWrapper(110, initial_indent="  ", subsequent_indent=15 * " ")
 EPILOG = f"""\
 methods:
-{chr(10).join(f"  {method.name:12} {method.label}: leaves out {method.about}"[:140] for method in METHODS.values())}
+{chr(10).join(_HELP.fill(f"{method.name:12} {method.label}: {method.about}") for method in METHODS.values())}
 
 Where the skills come from: --bundle takes them (and Skillet's meta-trained networks) from a bundle; --run from the folder of a run of the
 pipeline, and Skillet's networks too if its meta-training is complete; without either they are made first, in OUT/skills.

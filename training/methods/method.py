@@ -1,4 +1,4 @@
-"""What makes a method: what it starts from, what it leaves out of Skillet's, and which numbers it changes."""
+"""What makes a method, as a difference from Skillet's: what it starts from, what it leaves out, and which numbers it changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ class Method:
     name: str
     label: str
     about: str
+    """What it is, in a phrase."""
     meta: str | None = None
     """Its meta-training, by the name under which methods share one; None: networks as they were initialised."""
     trainer: type[MetaTrainer] = MetaTrainer

@@ -80,7 +80,7 @@ def summarise(results: Sequence[MethodResults], level: float) -> dict[str, Any]:
     return {
         found.method.name: {
             "label": found.method.label,
-            "leaves_out": found.method.about,
+            "what_it_is": found.method.about,
             "runs": len(found.returns),
             "meta_seeds": found.meta_seeds,
             "seeds": found.seeds,
@@ -98,7 +98,7 @@ def summarise(results: Sequence[MethodResults], level: float) -> dict[str, Any]:
 
 
 def tables(summary: Mapping[str, Any], published: Mapping[str, Curve], level: float) -> str:
-    """Markdown: returns by episode beside the published ones, single figures, the deterministic protocol, cost, what is left out."""
+    """Markdown: returns by episode beside the published ones, single figures, the deterministic protocol, cost, what each is."""
     methods = list(summary.values())
     names = [method["label"] for method in methods]
     rows = [row for row in ROWS if any(str(row) in method["after"] for method in methods)]
@@ -119,8 +119,8 @@ def tables(summary: Mapping[str, Any], published: Mapping[str, Curve], level: fl
     columns = [f"{stage}: {what}" for stage in stages for what in ("environment steps", "gradient steps", "CPU minutes")]
     lines += ["", *_head("cost", *columns)]
     lines += [_row(m["label"], *_costs(m["costs"])) for m in methods]
-    lines += ["", *_head("method", "what it leaves out")]
-    lines += [_row(m["label"], m["leaves_out"]) for m in methods]
+    lines += ["", *_head("method", "what it is")]
+    lines += [_row(m["label"], m["what_it_is"]) for m in methods]
     return "\n".join(lines) + "\n"
 
 

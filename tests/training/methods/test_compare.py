@@ -22,7 +22,7 @@ def test_it_leaves_json_tables_and_a_figure(tmp_path, capsys):
         assert (method["runs"], method["episodes"], list(method["deterministic"])) == (2, 2, ["2"])
     assert (tmp_path / "compare.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     tables = (tmp_path / "compare.md").read_text()
-    assert "| method | what it leaves out |" in tables
+    assert "| method | what it is |" in tables
     assert "| SPiRL |" in tables
     assert "compare: 2 of 2: SPiRL" in capsys.readouterr().err
 

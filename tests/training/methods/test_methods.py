@@ -1,4 +1,4 @@
-"""Each method, end to end in a world of two tasks, and what it leaves out."""
+"""Each method, end to end in a world of two tasks, and how it differs from Skillet's."""
 
 import dataclasses
 import json
