@@ -106,7 +106,7 @@ def _families(listed: int | None, expired: int | None, reaped_at: float | None) 
         if value is not None:
             gauge.add_metric([], value)
         yield gauge
-    counter = CounterMetricFamily("skillet_sessions_expired", "Sessions that outlived their time to live without a request")
+    counter = CounterMetricFamily("skillet_sessions_expired", "Sessions that did not act or report for their time to live")
     if expired is not None:
         counter.add_metric([], expired)
     yield counter

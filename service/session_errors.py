@@ -16,7 +16,7 @@ class SessionClosed(Gone):
 
 
 class SessionExpired(Gone):
-    """The session outlived its time to live without a request."""
+    """The session did not act or report for its time to live."""
 
     code, title = "session_expired", "Session expired"
 

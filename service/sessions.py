@@ -273,7 +273,8 @@ class SessionStore:
         if known == b"closed":
             return SessionClosed(f"session {keys.session_id} was closed", action="Open a new session.")
         return SessionExpired(
-            f"session {keys.session_id} expired: it had no request for its time to live", action="Open a new session, with a longer ttl_s."
+            f"session {keys.session_id} expired: it had no act or report for its time to live",
+            action="Open a new session, with a longer ttl_s.",
         )
 
 

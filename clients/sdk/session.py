@@ -192,7 +192,11 @@ class Session:
         return posted
 
     def end_episode(self) -> EndedEpisode | None:
-        """End the open episode as truncated, without starting the next. Returns what it was ended without, None: nothing."""
+        """End the newest episode, as truncated if it is open, without starting the next.
+
+        Returns what was kept of it and what is missing; None when it had ended by itself with nothing missing.
+        Raises NoOpenEpisode before the first episode.
+        """
         ended = self._channel.call("episodes/end", {}, repeatable=self.patient)["ended"]
         self._open = False
         return None if ended is None else parse(EndedEpisode, ended)

@@ -35,7 +35,15 @@ class OpenSession(Request, frozen=True):
     deterministic: Annotated[bool, Meta(description="act with the mean skill instead of a drawn one")] = False
     promotion: Annotated[Promotion, Meta(description="do versions that pass the checks serve at once, or wait for approval")] = "automatic"
     share_skills: Annotated[bool, Meta(description="tell each skill with its first action, so that a robot can finish it alone")] = False
-    ttl_s: Annotated[int, Meta(ge=1, le=365 * 86400, description="seconds without a request after which the session expires")] = 86400
+    ttl_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=365 * 86400,
+            description="the session expires so many seconds after it last acted or reported: its time begins anew once a tenth of it has "
+            "passed, and reading does not count",
+        ),
+    ] = 86400
 
 
 class ChangeSession(Request, frozen=True):
