@@ -33,7 +33,7 @@ RUN pip --no-cache-dir --python /opt/venv/bin/python install --constraint requir
 
 FROM base AS run
 RUN useradd --uid 10001 --create-home skillet && install --directory --owner=skillet /data
-ENV SKILLET_DATA_DIR=/data
+ENV SKILLET_DATA_DIR=/data SKILLET_BUNDLES='["bundles/maze"]'
 USER skillet
 VOLUME /data
 
@@ -46,7 +46,7 @@ COPY deploy/learner_alive.py deploy/
 ENV OMP_NUM_THREADS=1
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 CMD ["python", "-m", "deploy.learner_alive"]
 ENTRYPOINT ["python", "-m", "service.worker"]
-CMD ["--bundle", "bundles/maze"]
+CMD []
 
 FROM run AS api
 COPY --from=api-packages /opt/venv /opt/venv
@@ -61,4 +61,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 CMD ["python", "-c", \
     "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"SKILLET_PORT\"]}/readyz', timeout=2)"]
 ENTRYPOINT ["python", "-m", "service"]
-CMD ["--bundle", "bundles/maze"]
+CMD []

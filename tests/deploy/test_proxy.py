@@ -13,6 +13,7 @@ import pytest
 import urllib3
 import yaml
 
+from service.__main__ import read_settings
 from service.redis_server import EmbeddedRedis
 from tests.clients.servers import free_port
 from tests.faults.robots import Robot, identical, join, run_all, twins_of
@@ -110,3 +111,13 @@ def test_the_composition_has_two_of_each_behind_the_proxy_and_a_redis_that_keeps
     assert all(port.startswith("127.0.0.1:") for port in services["proxy"]["ports"])
     assert {"--appendonly", "yes", "noeviction"} <= set(services["redis"]["command"])
     assert f"./{CONFIG}:" in services["proxy"]["volumes"][0]
+    bundles = [services[name]["environment"]["SKILLET_BUNDLES"] for name in ("api", "learner")]
+    assert bundles == ['${SKILLET_BUNDLES:-["bundles/maze"]}'] * 2  # a learner refuses sessions of a bundle that it has not
+
+
+def test_the_images_take_their_bundles_from_the_variable_since_an_argument_would_overrule_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    dockerfile = Path("Dockerfile").read_text()
+    (value,) = re.findall(r"SKILLET_BUNDLES='(.*)'$", dockerfile, re.MULTILINE)
+    monkeypatch.setenv("SKILLET_BUNDLES", value)
+    assert read_settings([]).bundles == (Path("bundles/maze"),)
+    assert re.findall(r"^CMD .*$", dockerfile, re.MULTILINE) == ["CMD []"] * 2
