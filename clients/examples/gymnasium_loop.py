@@ -1,6 +1,6 @@
 """Twenty lines to start from: put your own environment in place of the maze. ``python -m clients.examples.gymnasium_loop [URL]``."""
 
-import sys
+import argparse
 
 import gymnasium as gym
 
@@ -25,4 +25,6 @@ def main(url: str = "http://127.0.0.1:8000", *, episodes: int = 30) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    parser = argparse.ArgumentParser("python -m clients.examples.gymnasium_loop", description="Thirty episodes of the maze in one session.")
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000", help="of a running service (default: %(default)s)")
+    main(parser.parse_args().url)
