@@ -68,6 +68,7 @@ def _evidence(finetuner: Finetuner, held: HeldEpisode, serving: MetaPolicy, embe
     layout, trained = networks.layout, finetuner.networks
     states, skills = torch.from_numpy(held.rows[:, layout.state]), torch.from_numpy(held.rows[:, layout.skill])
     mean, std, *_ = trained.policy(states, finetuner.task_embedding.expand(len(states), -1))
+    std = networks.skill_temperature * std
     served_mean, served_std = _gaussians(serving, embedding, held.rows, networks)
     noise = np.random.default_rng(_NOISE_SEED).standard_normal((_SAMPLES, *mean.shape)).astype(np.float32)
     drawn, served = mean.numpy() + std.numpy() * noise, served_mean + served_std * noise  # [samples, n, Z]
@@ -94,8 +95,9 @@ def _expected(finetuner: Finetuner, states: torch.Tensor, skills: torch.Tensor) 
 
 
 def _gaussians(policy: MetaPolicy, embedding: Floats, rows: Floats, networks: Networks) -> tuple[Floats, Floats]:
+    """Means and standard deviations [n, Z] of what a policy draws in the states of rows [n, D]."""
     mean, std, *_ = policy.graph.run(rows[:, networks.layout.state], np.repeat(embedding[None], len(rows), 0))
-    return mean, std
+    return mean, np.float32(policy.temperature) * std
 
 
 def _log_normal(values: Floats, mean: Floats, std: Floats) -> Numbers:

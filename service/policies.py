@@ -29,15 +29,18 @@ class MetaPolicy:
     graph: Graph
     version: int = 0
     task_embedding: Floats | None = None
+    temperature: float = 1.0
 
     def choose_skill(self, state: Floats, task_embedding: Floats, noise: Floats | None, *, use_skill_prior: bool) -> Floats:
-        """A skill [Z] for ``state`` [S] and ``task_embedding`` [E]: mean + std * noise [Z]; without noise the mean.
+        """A skill [Z] for ``state`` [S] and ``task_embedding`` [E]: mean + temperature * std * noise [Z]; without noise the mean.
 
-        Raises PolicyOutputInvalid when it is not finite.
+        The skill prior has no temperature. Raises PolicyOutputInvalid when it is not finite.
         """
         mean, std, prior_mean, prior_std = self.graph.run_one(state, task_embedding)
         if use_skill_prior:
             mean, std = prior_mean, prior_std
+        elif self.temperature != 1.0:
+            std = np.float32(self.temperature) * std
         skill: Floats = mean if noise is None else mean + std * noise
         return _finite(skill, "skill", self.version)
 
@@ -67,7 +70,8 @@ class Networks:
         self._meta_policy_bytes = bundle.read(META_POLICY)
         graphs = self.graphs = {file: _load_graph(bundle, file) for file in GRAPH_INPUTS if file in bundle.manifest.files}
         self._decoder, self._encoder = graphs[SKILL_DECODER], graphs[TASK_ENCODER]
-        self.meta_policy = MetaPolicy(graphs[META_POLICY])
+        self.skill_temperature = bundle.manifest.skill_temperature
+        self.meta_policy = MetaPolicy(graphs[META_POLICY], temperature=self.skill_temperature)
         particles = bundle.manifest.particles
         self.belief = None if particles is None else Belief(_array(particles), RewardDecoder(graphs[REWARD_DECODER]).probability)
         self._tunable: TunableGraph | None = None
@@ -114,7 +118,8 @@ class Networks:
         """The meta-policy with fine-tuned weights. Raises ValueError or onnxruntime's errors when they do not fit the graph."""
         arrays = weights.arrays()
         tunable = self._tunable or TunableGraph(META_POLICY, self._meta_policy_bytes, {name: array.shape for name, array in arrays.items()})
-        policy = MetaPolicy(tunable.with_weights(arrays), version, unpack_rows(weights.task_embedding, self.spec.task_embedding_dim)[0])
+        task_embedding = unpack_rows(weights.task_embedding, self.spec.task_embedding_dim)[0]
+        policy = MetaPolicy(tunable.with_weights(arrays), version, task_embedding, self.skill_temperature)
         self._tunable = tunable
         return policy
 

@@ -177,6 +177,9 @@ class EvaluateConfig(Frozen):
 
     conditioning_episodes: int = Field(default=20, ge=0)
     exploration: Exploration = Exploration.SWITCHING
+    skill_temperature: float = Field(
+        default=1.0, gt=0, le=10, description="what the meta-policy's standard deviations are multiplied by when it chooses a skill"
+    )
     episodes: int = Field(default=60, gt=0)
     finetuning: bool = Field(default=True, description="whether sessions are fine-tuned after conditioning, or go on with the posterior")
     seeds: int = Field(default=3, gt=0)

@@ -128,7 +128,8 @@ class TargetProtocol:
             return torch.from_numpy(chosen)
 
         plain = torch.tensor([plan.use_skill_prior for plan in plans])
-        episodes = self._roll(sessions, Acting(torch.zeros(0), plain, redraw=embeddings), rng)
+        acting = Acting(torch.zeros(0), plain, temperature=self.config.evaluate.skill_temperature, redraw=embeddings)
+        episodes = self._roll(sessions, acting, rng)
         for session, result in zip(sessions, episodes, strict=True):
             session.context.append(result.rows)
             session.rewarded |= bool((result.rows[:, self.layout.reward] != 0).any())

@@ -92,6 +92,7 @@ def export_bundle(
         finetuning=dump["finetuning"],
         exploration=dump["evaluate"]["exploration"],
         conditioning_episodes=config.evaluate.conditioning_episodes,
+        skill_temperature=config.evaluate.skill_temperature,
         particles=None if belief is None else belief.particles.tolist(),
         provenance=provenance,
         envelope=envelope,

@@ -34,6 +34,7 @@ class TaskSimulator(Protocol):
 class Acting:
     """How each episode acts: its task embedding [B, E], and whether by the plain skill prior [B].
 
+    ``temperature``: what the policy's standard deviations are multiplied by; the skill prior's are not.
     ``redraw``, where given, is asked at every skill choice for the embeddings [B, E] to use from then on, with the skill's number, all
     states [B, S] and which episodes still go on [K].
     """
@@ -41,6 +42,7 @@ class Acting:
     embeddings: Tensor
     plain_prior: Tensor
     deterministic: bool = False
+    temperature: float = 1.0
     redraw: Callable[[int, Floats, NDArray[np.intp]], Tensor] | None = None
 
     @classmethod
@@ -133,5 +135,5 @@ def _choose_skills(
     else:
         answers = [policies[i](states[k : k + 1], embeddings[k : k + 1]) for k, i in enumerate(active)]
         mean, std, prior_mean, prior_std = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    mean, std = torch.where(plain, prior_mean, mean), torch.where(plain, prior_std, std)
+    mean, std = torch.where(plain, prior_mean, mean), torch.where(plain, prior_std, acting.temperature * std)
     return mean if acting.deterministic else mean + std * torch.randn(mean.shape, generator=generator)

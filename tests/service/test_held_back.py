@@ -96,7 +96,11 @@ def test_held_back_episodes_are_not_learned_from(api: TestClient, settings: Sett
     assert not any((learned == row).all(1).any() for row in held.rows)
 
 
-def test_what_is_known_of_how_a_skill_was_chosen_is_what_it_was_chosen_by(api: TestClient, settings: Settings, networks: Networks) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_what_is_known_of_how_a_skill_was_chosen_is_what_it_was_chosen_by(
+    api: TestClient, settings: Settings, networks: Networks, temperature: float
+) -> None:
+    networks.skill_temperature = temperature
     driver, learner = begun(api), worker(settings, networks)
     practised(driver, learner, HELD_EVERY)
     work_off(learner)
@@ -108,6 +112,7 @@ def test_what_is_known_of_how_a_skill_was_chosen_is_what_it_was_chosen_by(api: T
     policy, layout = networks.with_weights(weights, version), networks.layout
     for row, log_density in zip(held.rows, held.log_chosen, strict=True):
         mean, std, *_ = policy.graph.run_one(row[layout.state], policy.task_embedding)
+        std = temperature * std
         noise = (row[layout.skill] - mean) / std  # what was drawn, from N(0, 1)
         assert log_density == pytest.approx(float((-0.5 * noise**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum()), rel=1e-4)
 

@@ -32,6 +32,23 @@ def test_fine_tuned_weights_replace_those_of_the_graph(tiny_bundle: Bundle, tiny
     np.testing.assert_array_equal(prior, tiny_networks.meta_policy.choose_skill(state, embedding, noise, use_skill_prior=True))
 
 
+def test_a_bundles_temperature_scales_what_its_policies_draw_and_not_the_skill_prior(tiny_bundle: Bundle, tiny_networks: Networks) -> None:
+    manifest = tiny_bundle.manifest.model_copy(update={"skill_temperature": 0.25})
+    cooler = Networks(Bundle(tiny_bundle.path, manifest))
+    state, embedding, noise = np.arange(4, dtype=np.float32), np.array([0.5, -0.5], np.float32), np.array([1.0, -2.0, 0.5], np.float32)
+    weights = PolicyWeights.pack(embedding, Finetuner.from_bundle(tiny_bundle, embedding, 0).policy_weights())
+    for plain, cool in (
+        (tiny_networks.meta_policy, cooler.meta_policy),
+        (tiny_networks.with_weights(weights, 1), cooler.with_weights(weights, 1)),
+    ):
+        mean = plain.choose_skill(state, embedding, None, use_skill_prior=False)
+        np.testing.assert_array_equal(cool.choose_skill(state, embedding, None, use_skill_prior=False), mean)
+        drawn = plain.choose_skill(state, embedding, noise, use_skill_prior=False) - mean
+        np.testing.assert_allclose(cool.choose_skill(state, embedding, noise, use_skill_prior=False) - mean, drawn / 4, atol=1e-6)
+        prior = plain.choose_skill(state, embedding, noise, use_skill_prior=True)
+        np.testing.assert_array_equal(cool.choose_skill(state, embedding, noise, use_skill_prior=True), prior)
+
+
 def test_weights_of_a_wrong_shape_are_refused(tiny_bundle: Bundle) -> None:
     weights = Finetuner.from_bundle(tiny_bundle, np.zeros(2, np.float32), 0).policy_weights()
     name = next(iter(weights))

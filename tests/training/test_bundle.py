@@ -262,6 +262,15 @@ def test_a_bundle_with_particles_and_a_reward_decoder_offers_a_belief(tmp_path):
     assert believing(tmp_path / "c", particles=((0.5, -1.0), (1.5, 2.1))).manifest.digest != bundle.manifest.digest
 
 
+def test_a_bundle_that_acts_with_another_temperature_is_another_version(tmp_path):
+    plain, same, cooler = (believing(tmp_path / name, skill_temperature=value) for name, value in (("a", 1.0), ("b", 1.0), ("c", 0.5)))
+    assert Bundle.load(cooler.path).manifest.skill_temperature == 0.5
+    assert plain.manifest.digest == same.manifest.digest != cooler.manifest.digest
+    assert believing(tmp_path / "d").manifest.digest == plain.manifest.digest
+    with pytest.raises(ValueError, match="skill_temperature"):
+        believing(tmp_path / "e", skill_temperature=0.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -123,6 +123,18 @@ def test_the_posteriors_embedding_is_that_of_the_first_rewarded_context(exported
     torch.testing.assert_close(session.learner.task_embedding, mean[0])
 
 
+def test_sessions_act_with_the_configured_temperature(exported, meta_networks, monkeypatch):
+    seen, rollout = [], evaluate.rollout
+
+    def spy(*arguments, **options):
+        seen.append(arguments[4].temperature)
+        return rollout(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "rollout", spy)
+    run(exported, meta_networks, episodes=1, finetuning=False, skill_temperature=0.25)
+    assert seen == [0.25]
+
+
 def test_results_are_written_by_session_and_episode(exported, meta_networks, tmp_path):
     sessions = run(exported, meta_networks, episodes=2, finetuning=False)
     success = write_results(sessions, tmp_path / "episodes.json")

@@ -117,6 +117,14 @@ def test_skills_are_sampled_unless_acting_is_deterministic():
     assert fixed[0].rows[0, LAYOUT.skill].tolist() == [0.0] * 3
 
 
+def test_a_temperature_scales_what_the_policy_draws_and_not_the_skill_prior():
+    tasks, plain = [100] * 2000, torch.arange(2000) % 2 == 0
+    acting = Acting(torch.zeros(2000, 2), plain, temperature=0.25)
+    sampled = np.stack([e.rows[0, LAYOUT.skill] for e in run(CountingWorld(5), tasks, acting, NoisyPolicy())[0]])
+    assert sampled[1::2].std() == pytest.approx(0.5, rel=0.05)
+    assert sampled[::2].std() == pytest.approx(1, rel=0.05)
+
+
 def test_the_same_seed_gives_the_same_episodes():
     once, again, other = (run(CountingWorld(10), [100], policies=NoisyPolicy(), seed=seed)[0][0].rows for seed in (1, 1, 2))
     np.testing.assert_array_equal(once, again)

@@ -81,6 +81,9 @@ class Manifest(Frozen):
     finetuning: dict[str, Any] = Field(description="configuration of fine-tuning, as training.config.FinetuningConfig")
     exploration: Exploration = Field(default=Exploration.SWITCHING, description="how sessions explore unless they say otherwise")
     conditioning_episodes: int = Field(default=20, ge=0, description="episodes that sessions explore for unless they say otherwise")
+    skill_temperature: float = Field(
+        default=1.0, gt=0, le=10, description="what the meta-policy's standard deviations are multiplied by when it chooses a skill"
+    )
     particles: tuple[tuple[float, ...], ...] | None = Field(
         default=None, min_length=1, description="task embeddings [P, E] that a belief weighs, with the reward decoder; without it no belief"
     )
@@ -117,9 +120,11 @@ class Manifest(Frozen):
 
     @property
     def digest(self) -> str:
-        """One SHA-256 over all files, the spec, the envelope and what fine-tuning is told: the bundle's version."""
+        """One SHA-256 over all files and all that acting and fine-tuning are told: the bundle's version."""
         parts = {"files", "spec", "networks", "finetuning"}
         parts |= {name for name in ("envelope", "particles") if getattr(self, name) is not None}
+        if self.skill_temperature != 1.0:  # bundles of earlier releases, which have none, keep their digests
+            parts.add("skill_temperature")
         return _digest_of(self.model_dump(mode="json", include=parts))
 
     @property

@@ -32,7 +32,9 @@ _TARGET: Final = {
     "batch": 256,
     "buffer": 20_000,
 }
-_PROTOCOL: Final = {"conditioning_episodes": 20, "exploration": "prior"}
+_PROTOCOL: Final = {"conditioning_episodes": 20, "exploration": "prior", "skill_temperature": 1.0}
+_OWN_NOISE: Final = {"skill_temperature": 1.0}
+"""Of methods that find rewards by their policy's noise alone."""
 _COEFFICIENTS: Final = {
     "maze": {
         "meta": {
@@ -103,6 +105,7 @@ SPIRL: Final = Method(
     "skills and their prior, no meta-training: policy and critics begin untrained and learn from the first episode, with the learner's "
     "improvements",
     infers_task=False,
+    changes={"evaluate": _OWN_NOISE},
 )
 
 MTRL: Final = Method(
@@ -114,7 +117,7 @@ MTRL: Final = Method(
     trainer=MultiTaskTrainer,
     infers_task=False,
     # Nothing reads the encoder, so that it may be as small as it gets.
-    changes={"meta": _UNAIDED_DATA | {"posterior_context": 1, "prior_context": 1}},
+    changes={"meta": _UNAIDED_DATA | {"posterior_context": 1, "prior_context": 1}, "evaluate": _OWN_NOISE},
 )
 
 PEARL: Final = Method(
@@ -145,6 +148,7 @@ SAC: Final = Method(
     "primitive actions, no meta-training: learns from the first episode, with the learner's improvements",
     primitive_actions=True,
     infers_task=False,
+    changes={"evaluate": _OWN_NOISE},
 )
 
 METHODS: Final = {method.name: method for method in (SKILLET, SIMPL, SIMPL_AIDED, SPIRL, MTRL, PEARL, PEARL_FT, SAC)}
