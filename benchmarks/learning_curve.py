@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
 from training.methods.published import Curve
-from training.statistics import bootstrap_interval
+from training.statistics import bootstrap_interval, task_means
 
 LATER: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     "maze": ((15, 20), (20, 30), (30, 40), (45, 50), (50, 60), (90, 100)),
@@ -64,7 +64,7 @@ def summarise(curves: Curves) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     blocks = {}
     for name, (first, last) in curves.blocks.items():
-        values = curves.returns[:, first - 1 : last].mean(1)
+        values = task_means(curves.returns[:, first - 1 : last].mean(1), curves.tasks)
         low, high = bootstrap_interval(values, rng)
         blocks[name] = {"mean": round(float(values.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
     inside = {phase: curves.returns[curves.phases == phase] for phase in dict.fromkeys(curves.phases.T.flatten().tolist())}

@@ -119,7 +119,9 @@ class Worker:
             self._jobs.enqueue(job.keys)
             self._finish(job)
         for claim in self._waiting:
-            self._jobs.enqueue(SessionKeys(claim.session_id))
+            keys = SessionKeys(claim.session_id)
+            self._jobs.started(keys, claim.token)  # or the note of this very job would stand for the new one, which was never queued
+            self._jobs.enqueue(keys)
             self._jobs.finish(claim.message_id)
 
     def _take(self, block_ms: int | None) -> None:

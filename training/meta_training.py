@@ -227,13 +227,13 @@ class MetaTrainer:
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one. The replay is collected anew, by the policy that it had come to."""
-        if not self.checkpoint.exists():
-            return
-        note = self._load(self.learner.optimizers())
-        self.updates, self.epoch = int(note["updates"]), int(note["epoch"])
-        self.rng = np.random.default_rng([self.config.seed, self.updates])
-        self.learner.generator.manual_seed(self.config.seed + self.updates)
+        if self.checkpoint.exists():
+            note = self._load(self.learner.optimizers())
+            self.updates, self.epoch = int(note["updates"]), int(note["epoch"])
+            self.rng = np.random.default_rng([self.config.seed, self.updates])
+            self.learner.generator.manual_seed(self.config.seed + self.updates)
         if self.updates < self.config.meta.updates:
+            self._add_demonstrations()  # the oldest, which newer episodes push out first
             for _ in range(min(10, self.epoch)):
                 self.collect()
 
@@ -311,17 +311,17 @@ class MetaTrainer:
     def _add_demonstrations(self) -> None:
         """Let each task's replay begin with offline episodes; newer ones push them out in time."""
         config = self.config
+        self.networks.to("cpu")  # offline episodes are there
         chosen = self.relabeller.demonstrations(self.networks.skills, self.offline, config.meta.demonstrations, config.seed)
         for task, episodes in enumerate(chosen):
             for episode in episodes:
                 self.replay.add(task, episode.rows)
+        self.networks.to(self.learner.device)
 
     def run(self) -> MetaNetworks:
         """Train until the configured number of updates; resumable."""
         self.resume()
         config = self.config.meta
-        if self.updates < config.updates:
-            self._add_demonstrations()
         with RunLog(self.run_dir, "meta", config.updates, "updates", resumed_at=self.updates) as log:
             while self.updates < config.updates:
                 collected = self.collect()

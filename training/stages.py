@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from training.belief import BeliefTrainer, TrainedBelief
@@ -33,17 +34,28 @@ from training.rollout import Acting, rollout
 from training.run_log import RunLog
 from training.session_store import load_sessions, run_sessions
 from training.skill_extraction import extract_skills
-from training.statistics import bootstrap_interval
+from training.statistics import bootstrap_interval, task_means
 
 PRIOR_EPISODES = 100
 """Episodes by the skill prior alone that the `skills` stage measures and draws."""
 
 
 class Run:
-    """One run of the pipeline: its configuration, its folder, and what it has loaded."""
+    """One run of the pipeline: its configuration, its folder, and what it has loaded.
+
+    ``keep_config``: note the configuration in the folder, as whoever runs stages does; who only reads what they left does not.
+    """
 
     def __init__(
-        self, config: TrainingConfig, run_dir: Path | None, bundle_dir: Path | None, *, command: str, device: str = "cpu", threads: int = 0
+        self,
+        config: TrainingConfig,
+        run_dir: Path | None,
+        bundle_dir: Path | None,
+        *,
+        command: str,
+        device: str = "cpu",
+        threads: int = 0,
+        keep_config: bool = True,
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
@@ -53,7 +65,9 @@ class Run:
         self.dir = run_dir or Path("runs") / f"{config.domain.name}-seed{config.seed}"
         self.bundle_dir = bundle_dir or Path("bundles") / config.domain.name
         self.console = Console(stderr=True, highlight=False)
-        self._keep_config()
+        self._check_config()
+        if keep_config:
+            self._config_file.write_text(self._config_text)
 
     @cached_property
     def domain(self) -> Domain:
@@ -114,16 +128,23 @@ class Run:
         """One line to the person who waits."""
         self.console.print(text, soft_wrap=True)
 
-    def _keep_config(self) -> None:
-        path, text = self.dir / "config.json", json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    @property
+    def _config_file(self) -> Path:
+        return self.dir / "config.json"
+
+    @property
+    def _config_text(self) -> str:
+        return json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+    def _check_config(self) -> None:
+        path = self._config_file
         self.dir.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.read_text() != text:
+        if path.exists() and path.read_text() != self._config_text:
             changed = incompatible_sections(json.loads(path.read_text()), self.config)
             if changed and any(self.dir.glob("*.safetensors")):
                 raise ConfigError(
                     f"{self.dir} holds a run with another {', '.join(changed)}; choose another folder with --run, or delete it"
                 )
-        path.write_text(text)
 
 
 def collect(run: Run) -> None:
@@ -163,6 +184,7 @@ def meta(run: Run) -> None:
     networks = trainer.run()
     if not trainer.contexts.size(0):
         trainer.collect()
+        networks.to("cpu")
     plot_meta_training(run.dir / "meta.jsonl", run.dir / "meta.png")
     mean, _ = posterior_means(
         networks, trainer.contexts, range(len(trainer.tasks)), run.config.meta.posterior_context, trainer.learner.generator
@@ -224,7 +246,7 @@ def evaluate(run: Run) -> None:
     with RunLog(run.dir, "evaluate", config.evaluate.episodes, "episodes", resumed_at=len(sessions[0].returns)) as log:
         run_sessions(protocol, sessions, config.evaluate.episodes, folder, log)
     returns = write_results(sessions, run.dir / "evaluate-episodes.json")
-    summary = _summary(returns, config.evaluate.conditioning_episodes)
+    summary = _summary(task_means(returns, [tuple(s.task) for s in sessions]), config.evaluate.conditioning_episodes)
     for episodes in sessions[0].deterministic_returns:
         summary[f"deterministic_after_{episodes}"] = float(np.mean([s.deterministic_returns[episodes] for s in sessions]))
     (run.dir / "evaluate.json").write_text(json.dumps({"summary": summary, "command": run.command}, indent=1) + "\n")
@@ -264,7 +286,8 @@ def _belief(run: Run, networks: MetaNetworks) -> TrainedBelief | None:
     return TrainedBelief.load(run.need("belief"), run.config, networks)
 
 
-def _summary(returns: np.ndarray, conditioning: int) -> dict[str, float]:
+def _summary(returns: NDArray[np.float64], conditioning: int) -> dict[str, float]:
+    """Means and 95 % intervals over tasks of returns [tasks, episodes], by block."""
     rng = np.random.default_rng(0)
     blocks = {"conditioning": slice(0, conditioning), "five_after_conditioning": slice(conditioning, conditioning + 5)}
     blocks |= {f"episodes_{a}_{b}": slice(a, b) for a, b in ((45, 50), (50, 60), (90, 100)) if returns.shape[1] >= b}

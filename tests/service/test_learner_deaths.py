@@ -92,6 +92,20 @@ def test_a_stopped_learner_hands_its_jobs_back_at_once(api: TestClient, settings
     assert (status["updates"], status["policy_version"]) == (12, 1)
 
 
+def test_a_stopped_learner_hands_back_what_waits_for_a_lease(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, busy, stopped = ready_to_learn(api), worker(settings, tiny_networks, "busy"), worker(settings, tiny_networks, "stopped")
+    busy.turn(1)  # has the lease
+    driver.run_episode()
+    stopped.turn(1)  # has the next job, and waits for the lease
+    work_off(busy)
+    driver.run_episode()  # learned by nobody yet: its job is the one that waits
+    stopped.hand_back()
+    work_off(worker(settings, tiny_networks, "next"))
+    status = driver.get("/finetuning")
+    assert status["episodes_learned"] == status["episodes_completed"]
+    assert status["state"] == "idle"
+
+
 class Death(BaseException):
     """Ends a worker of these tests as kill -9 ends a process: it tidies nothing up."""
 

@@ -95,9 +95,17 @@ def compare(arguments: Sequence[str]) -> int:
             console.print(
                 f"compare: {path} is not in the report: it was run with another configuration, on other tasks or from another start"
             )
-        write_report(kept, config.domain.name, out)
+        write_report([unit for unit in kept if _is_whole(unit, kept, out, console)], config.domain.name, out)
         console.print(f"compare: see {out}/compare.md, {out}/compare.png and {out}/compare.json", soft_wrap=True)
     return 0
+
+
+def _is_whole(unit: Unit, kept: Sequence[Unit], out: Path, console: Console) -> bool:
+    """Whether a unit has as many episodes as the longest of its method; what is still running does not cut the others short."""
+    longest = max(each.episodes_done(out) for each in kept if each.method is unit.method)
+    if (done := unit.episodes_done(out)) < longest:
+        console.print(f"compare: {unit.name} is not in the report: it stands at episode {done} of {longest}")
+    return done == longest
 
 
 def write_report(units: Sequence[Unit], domain: str, out: Path) -> None:
@@ -129,7 +137,7 @@ def _setting(config: TrainingConfig, options: argparse.Namespace, out: Path, con
 def _start(config: TrainingConfig, options: argparse.Namespace, out: Path) -> Start:
     if options.bundle:
         return start_from_bundle(Bundle.load(options.bundle), config)
-    run = Run(config, options.run or out / "skills", None, command="compare")
+    run = Run(config, options.run or out / "skills", None, command="compare", keep_config=options.run is None)
     for name, stage in (("collect", collect), ("skills", skills)):
         if not options.run and not run.complete(name):
             stage(run)

@@ -46,7 +46,7 @@ def plot_comparison(
 def _draw(ax: plt.Axes, found: MethodResults, colour: str) -> None:
     rng = np.random.default_rng(0)
     k = min(found.conditioning, found.episodes)
-    label: str | None = f"{found.method.label} ({len(found.returns)} runs, mean and 95 % interval)"
+    label: str | None = f"{found.method.label} ({found.runs} runs, mean and 95 % interval)"
     for begin, part in ((0, found.returns[:, :k]), (k, found.returns[:, k:])):
         if not part.size:
             continue

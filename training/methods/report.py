@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from training.methods.method import Method
 from training.methods.published import Curve
-from training.statistics import bootstrap_interval
+from training.statistics import bootstrap_interval, task_means
 
 ROWS: Final = (0, 20, 25, 40, 60, 100, 200, 300)
 WINDOW: Final = 5
@@ -22,28 +22,40 @@ FULL_RETURN: Final = {"maze": 1.0, "kitchen": 4.0}
 
 @dataclass(frozen=True)
 class MethodResults:
-    """Stochastic returns [runs, episodes] of a method; a run is a task with a meta-training seed and a session seed."""
+    """Stochastic returns [tasks, episodes] of a method, each the mean of the task's runs with its seeds."""
 
     method: Method
     returns: NDArray[np.float64]
     deterministic: Mapping[int, NDArray[np.float64]]
-    """By the episodes before: the return of one episode with the mean skill, [runs]."""
+    """By the episodes before: the return of one episode with the mean skill, [tasks]."""
     conditioning: int
+    runs: int
+    """Tasks with their meta-training seeds and session seeds."""
     meta_seeds: int
     seeds: int
     costs: Sequence[Mapping[str, Any]]
 
     @classmethod
     def of(cls, method: Method, units: Sequence[Mapping[str, Any]]) -> Self:
-        """From the results of units, at least one; cut to the episodes that all of them have."""
+        """From the results of units, at least one; cut to the episodes that all of them have.
+
+        Each meta-training seed counts as much as another, however many sessions began from it.
+        """
         sessions = [session for unit in units for session in unit["sessions"]]
+        seeds = [(*session["task"], unit["meta_seed"]) for unit in units for session in unit["sessions"]]
+        tasks = [seed[:-1] for seed in dict.fromkeys(seeds)]
+
+        def by_task(values: list[Any]) -> NDArray[np.float64]:
+            return task_means(task_means(np.array(values, float), seeds), tasks)
+
         episodes = min(len(session["returns"]) for session in sessions)
         shared = set.intersection(*(set(session["deterministic_returns"]) for session in sessions))
         return cls(
             method,
-            np.array([session["returns"][:episodes] for session in sessions], float),
-            {int(at): np.array([session["deterministic_returns"][at] for session in sessions]) for at in sorted(shared, key=int)},
+            by_task([session["returns"][:episodes] for session in sessions]),
+            {int(at): by_task([session["deterministic_returns"][at] for session in sessions]) for at in sorted(shared, key=int)},
             units[0]["conditioning"],
+            len(sessions),
             len({unit["meta_seed"] for unit in units}),
             len({unit["seed"] for unit in units}),
             [unit["cost"] for unit in units],
@@ -51,18 +63,18 @@ class MethodResults:
 
     @property
     def episodes(self) -> int:
-        """How many each run has."""
+        """How many every run has."""
         return self.returns.shape[1]
 
     def after(self, episode: int) -> NDArray[np.float64] | None:
-        """Mean return [runs] of the five episodes after the ``episode``-th; at a run's end of its last five; None beyond it."""
+        """Mean return [tasks] of the five episodes after the ``episode``-th; at a run's end of its last five; None beyond it."""
         if episode > self.episodes:
             return None
         begin = max(0, min(episode, self.episodes - WINDOW))
         return self.returns[:, begin : begin + WINDOW].mean(1)
 
     def area(self) -> NDArray[np.float64] | None:
-        """Mean return [runs] of episodes 1 to 50; None where there are fewer."""
+        """Mean return [tasks] of episodes 1 to 50; None where there are fewer."""
         return self.returns[:, :AREA_EPISODES].mean(1) if self.episodes >= AREA_EPISODES else None
 
     def episodes_to(self, level: float) -> int | None:
@@ -81,7 +93,7 @@ def summarise(results: Sequence[MethodResults], level: float) -> dict[str, Any]:
         found.method.name: {
             "label": found.method.label,
             "what_it_is": found.method.about,
-            "runs": len(found.returns),
+            "runs": found.runs,
             "meta_seeds": found.meta_seeds,
             "seeds": found.seeds,
             "episodes": found.episodes,

@@ -37,6 +37,10 @@ class Unit:
         """The file of its results."""
         return out / "sessions" / f"{self.name}.json"
 
+    def episodes_done(self, out: Path) -> int:
+        """Of its results, which are there."""
+        return len(json.loads(self.results(out).read_text())["sessions"][0]["returns"])
+
 
 def run_unit(unit: Unit, setting: Setting, episodes: int, out: Path) -> None:
     """Run a unit to so many episodes, from where it stands; its results are written as it goes.

@@ -39,6 +39,15 @@ def test_the_report_has_what_earlier_commands_ran_and_nothing_of_another_setting
     assert main([*command, "--methods", "skillet"]) == 0
     assert json.loads((tmp_path / "compare.json").read_text())["spirl"]["runs"] == 2
     assert f"{foreign} is not in the report" in capsys.readouterr().err.replace("\n", "")
+    shorter = tmp_path / "sessions/spirl-meta0-seed0.json"
+    content = json.loads(shorter.read_text())
+    for session in content["sessions"]:
+        session["returns"].append(0.0)
+    (tmp_path / "sessions/spirl-meta0-seed1.json").write_text(json.dumps(content | {"seed": 1}))
+    assert main([*command, "--methods", "skillet"]) == 0
+    summary = json.loads((tmp_path / "compare.json").read_text())
+    assert (summary["spirl"]["runs"], summary["spirl"]["episodes"]) == (2, 3)
+    assert "spirl-meta0-seed0 is not in the report: it stands at episode 2 of 3" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_processes_of_their_own_come_to_the_same(tmp_path):

@@ -25,28 +25,35 @@ def found():
 
 
 def test_results_are_cut_to_what_every_unit_has(found):
-    assert found.returns.shape == (4, 55)
-    assert (found.meta_seeds, found.seeds, found.conditioning) == (1, 2, 20)
-    assert {at: values.tolist() for at, values in found.deterministic.items()} == {20: [0.5, 0.5, 1.0, 1.0]}
+    assert found.returns.shape == (2, 55)
+    assert (found.runs, found.meta_seeds, found.seeds, found.conditioning) == (4, 1, 2, 20)
+    assert {at: values.tolist() for at, values in found.deterministic.items()} == {20: [0.75, 0.75]}
 
 
 def test_a_row_averages_the_five_episodes_after_it(found):
-    assert found.after(28).tolist() == pytest.approx([0.6] * 4)  # episodes 29 to 33
-    assert found.after(54).tolist() == [1.0] * 4  # the last five
+    assert found.after(28).tolist() == pytest.approx([0.6] * 2)  # episodes 29 to 33
+    assert found.after(54).tolist() == [1.0] * 2  # the last five
     assert found.after(56) is None
 
 
 def test_single_figures(found):
     assert found.episodes_to(0.9) == 31
     assert found.episodes_to(1.1) is None
-    assert found.area().tolist() == pytest.approx([0.4] * 4)
-    assert MethodResults.of(METHODS["sac"], [unit([[0.0] * 49])]).area() is None
+    assert found.area().tolist() == pytest.approx([0.4] * 2)
+    assert MethodResults.of(METHODS["sac"], [unit([[0.0] * 29])]).area() is None
 
 
-def test_intervals_come_from_the_runs():
-    mixed = MethodResults.of(METHODS["spirl"], [unit([[0.0] * 60, [1.0] * 60])])
+@pytest.mark.parametrize("seeds", [1, 8])
+def test_more_runs_of_the_same_tasks_do_not_narrow_the_interval(seeds):
+    mixed = MethodResults.of(METHODS["spirl"], [unit([[0.0] * 60, [1.0] * 60], seed) for seed in range(seeds)])
     interval = summarise([mixed], 0.9)["spirl"]["after"]["20"]
     assert (interval["mean"], interval["low"], interval["high"]) == (0.5, 0.0, 1.0)
+
+
+def test_each_meta_training_seed_counts_as_much_as_another():
+    units = [unit([[1.0] * 60], seed) for seed in range(3)] + [unit([[0.0] * 60]) | {"meta_seed": 1}]
+    found = MethodResults.of(METHODS["skillet"], units)
+    assert (found.runs, found.meta_seeds, found.returns.mean()) == (4, 2, 0.5)
 
 
 def test_the_tables_set_methods_beside_each_other_and_the_published_points(found):
