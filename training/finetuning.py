@@ -146,9 +146,10 @@ class Finetuner:
         """Add one complete episode's skill transitions [n, D].
 
         ``log_chosen`` [n]: how likely its skills were under the policy that chose them. Some of the episodes that have it are held back, to
-        judge by: `training.held_back`.
+        judge by: `training.held_back`; the first that was rewarded never is, since it may stay the only one for long.
         """
-        for learned in [rows] if log_chosen is None else self.held_back.offer(HeldEpisode(rows, log_chosen)):
+        is_first_rewarded = bool(rows[:, self.networks.layout.reward].any()) and not len(self.replay.rewarded_rows(0))
+        for learned in [rows] if log_chosen is None or is_first_rewarded else self.held_back.offer(HeldEpisode(rows, log_chosen)):
             self.replay.add(0, learned)
         self.episodes += 1
         if self.updates == 0:

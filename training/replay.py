@@ -86,9 +86,12 @@ class TaskReplay:
         if len(rows) > self.capacity:
             raise ValueError(f"an episode of {len(rows)} skill transitions does not fit a replay of {self.capacity}")
         rewards = rows[:, self.layout.reward]
+        returned = discounted_returns(rewards, self.discount).astype(np.float32)
+        if rewards.min(initial=0.0) < 0 and not rows[-1, self.layout.terminated]:
+            returned[:] = -np.inf  # it was cut short, and what would have followed may be worse: no lower bound of a value
         at = torch.from_numpy((self.added[task] + np.arange(len(rows))) % self.capacity)
         self.rows[task, at] = torch.from_numpy(rows)
-        self.discounted_return[task, at] = torch.from_numpy(discounted_returns(rewards, self.discount).astype(np.float32))
+        self.discounted_return[task, at] = torch.from_numpy(returned)
         self.episode_return[task, at] = float(rewards.sum())
         self.added[task] += len(rows)
         self._best[task] = self._rewarded[task] = None

@@ -130,6 +130,17 @@ def test_a_loaded_learner_goes_on_bit_for_bit(learner, exported, tmp_path, episo
         assert torch.equal(value, theirs[name]), name
 
 
+def test_the_first_rewarded_episode_is_learned_from_whenever_it_comes(learner):
+    chosen = np.zeros(4, np.float32)
+    for seed in range(HELD_EVERY - 1):
+        learner.add_episode(episode(seed), chosen)
+    learner.add_episode(episode(7, reward=1.0), chosen)  # its turn to be held back
+    assert (len(learner.replay), learner.held_back.episodes) == (4 * HELD_EVERY, [])
+    learner.add_episode(episode(8, reward=1.0), chosen)
+    assert len(learner.held_back.episodes) == 1
+    learner.update(1)
+
+
 def test_held_back_episodes_are_saved_and_loaded_bit_for_bit(learner, exported, tmp_path):
     fed(learner, range(2))
     fed(learner, range(2, 2 + 5 * HELD_EVERY), log_chosen=np.random.default_rng(0).standard_normal(4).astype(np.float32))

@@ -33,6 +33,13 @@ def test_discounted_returns_as_by_hand():
     assert held.episode_return[0, :4].tolist() == [5, 5, 5, 8]
 
 
+def test_an_episode_that_was_cut_short_bounds_no_value_where_rewards_may_be_negative():
+    held = replay(capacity=20)
+    for rewards, terminated in (([-1, -1], False), ([-1, -1], True), ([0, 1], False)):
+        held.add(0, rows(rewards, terminated=terminated))
+    assert held.discounted_return[0, :6].tolist() == [-np.inf, -np.inf, -1.5, -1, 0.5, 1]
+
+
 def test_the_ring_overwrites_its_oldest_rows():
     held = replay(capacity=5)
     held.add(0, rows([0, 0, 0], first=0))

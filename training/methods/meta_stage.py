@@ -51,7 +51,11 @@ def starting_point(method: Method, setting: Setting, meta_seed: int, folder: Pat
     offline = setting.offline() if config.meta.demonstrations else ()
     run_dir = folder / f"{method.meta}-seed{meta_seed}"
     trainer = method.trainer(config, skills, setting.training_simulator, setting.train_tasks, run_dir, "cpu", offline)
+    before = {name: value.clone() for name, value in skills.state_dict().items()}
     networks = trainer.run()
+    differ = any(not torch.equal(value, before[name]) for name, value in networks.skills.state_dict().items())
+    if differ and not method.primitive_actions:  # whose skills are made up anew each time, and say nothing
+        raise ConfigError(f"{run_dir} was meta-trained on other skills than these: choose another --out, or delete it")
     lines = [json.loads(line) for line in (run_dir / "meta.jsonl").read_text().splitlines()]
     steps = sum(line["environment_steps"] for line in lines)
     cost = {"updates": trainer.updates, "environment_steps": steps, "cpu_s": lines[-1]["cpu_s"]}

@@ -1,6 +1,8 @@
 """What all methods start from: one set of skills, and Skillet's own meta-training where it has been done already."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -30,6 +32,8 @@ class Start:
     meta_seed: int | None = None
     networks: MetaNetworks | None = None
     coefficient: float = 0.0
+    networks_digest: str = ""
+    """Of Skillet's networks where they come from a run; a bundle's digest is in ``origin``."""
     belief: Belief | None = None
     has_skill_encoder: bool = True
     """Whether offline episodes can be put into skills; a bundle has no encoder of skills."""
@@ -37,11 +41,11 @@ class Start:
 
 def start_from_run(run: Run) -> Start:
     """The skills that a run's folder holds, and its meta-training where that is complete."""
-    start = Start(run.skills, "run")
+    start = Start(run.skills, f"run {_digest(run.need('skills'))}")
     if (run.dir / "meta.safetensors").exists():
         trainer = run.trainer()
         if trainer.load_networks() >= run.config.meta.updates:
-            start.meta_seed, start.networks = run.config.seed, trainer.networks
+            start.meta_seed, start.networks, start.networks_digest = run.config.seed, trainer.networks, _digest(run.need("meta"))
             start.coefficient = float(trainer.learner.policy_posterior())
             if run.config.belief.particles:
                 start.belief = TrainedBelief.load(run.need("belief"), run.config, trainer.networks).belief()
@@ -73,6 +77,10 @@ def start_from_bundle(bundle: Bundle, config: TrainingConfig) -> Start:
     seed = int(bundle.manifest.provenance.seed)
     origin, coefficient = f"bundle {bundle.manifest.digest[:12]}", float(learner.coefficient())
     return Start(skills, origin, seed, networks, coefficient, _belief(bundle), has_skill_encoder=False)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def _belief(bundle: Bundle) -> Belief | None:

@@ -209,6 +209,32 @@ def test_skillet_may_start_from_networks_that_are_there(setting, tmp_path, meta_
     assert starting_point(METHODS["skillet"], given, 8, tmp_path).networks is not meta_networks
 
 
+def test_meta_training_on_other_skills_is_not_gone_on_from(setting, tmp_path):
+    starting_point(METHODS["simpl"], setting, 0, tmp_path)
+    other = make_setting()
+    with torch.no_grad():
+        next(other.start.skills.prior.parameters()).add_(1.0)
+    with pytest.raises(ConfigError, match="meta-trained on other skills than these"):
+        starting_point(METHODS["simpl"], other, 0, tmp_path)
+
+
+def test_results_of_other_networks_are_not_gone_on_from(setting, tmp_path, meta_networks):
+    start = dataclasses.replace(setting.start, meta_seed=0, networks=meta_networks, coefficient=1e-3, networks_digest="one")
+    unit = Unit(METHODS["skillet"], 0, 0)
+    run_unit(unit, dataclasses.replace(setting, start=start), 1, tmp_path)
+    with pytest.raises(ConfigError, match="from another start"):
+        run_unit(unit, dataclasses.replace(setting, start=dataclasses.replace(start, networks_digest="two")), 2, tmp_path)
+
+
+def test_spirl_begins_with_coefficients_that_hold_an_untrained_policy_near_the_prior(setting):
+    config = setting.configure(METHODS["spirl"], 0)
+    for name, coefficient, clip, target in (("maze", 0.05, 10, 1), ("kitchen", 1.0, 10, 5)):
+        named = config.model_copy(update={"domain": config.domain.model_copy(update={"name": name})})
+        spirl = METHODS["spirl"].configure(named)
+        assert spirl.meta.policy_posterior_coefficient == coefficient
+        assert (spirl.finetuning.kl_clip, spirl.finetuning.kl_target) == (clip, target)
+
+
 def test_demonstrations_without_a_skill_encoder_are_refused(tmp_path):
     setting = make_setting(meta={"demonstrations": 2})
     bundled = dataclasses.replace(setting, start=dataclasses.replace(setting.start, has_skill_encoder=False))
