@@ -1,7 +1,7 @@
 """``python -m benchmarks.adaptation``: how fast sessions adapt, over HTTP, on tasks that the bundle was never trained for.
 
 Runs ``python -m clients.simulator`` for every task and seed against a running service, then writes the learning curve (mean and 95 %
-bootstrap interval over tasks and seeds) as a PNG, a table as Markdown and all numbers as JSON, beside the published curves. Runs that are
+bootstrap interval over tasks) as a PNG, a table as Markdown and all numbers as JSON, beside the published curves. Runs that are
 there already are kept, so it can be stopped and started again.
 """
 
