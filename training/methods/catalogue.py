@@ -149,7 +149,8 @@ PEARL: Final = Method(
 PEARL_FT: Final = Method(
     "pearl-ft",
     "PEARL-ft",
-    "as PEARL, and fine-tuned, with the learner's improvements and its conditioning episodes, at a tenth of the gradient steps a transition",
+    "as PEARL, and fine-tuned, with the learner's improvements and its conditioning episodes; a tenth of the others' gradient steps for "
+    "each transition",
     meta="pearl",
     primitive_actions=True,
     explores_until_rewarded=False,
@@ -159,8 +160,8 @@ PEARL_FT: Final = Method(
 SAC: Final = Method(
     "sac",
     "SAC",
-    "primitive actions, no meta-training: learns from the first episode, with the learner's improvements; as many gradient steps an episode "
-    "as with skills, so a tenth for each transition",
+    "primitive actions, no meta-training: learns from the first episode, with the learner's improvements; as many gradient steps an "
+    "episode as with skills, so a tenth for each transition",
     primitive_actions=True,
     infers_task=False,
     changes={"evaluate": _OWN_NOISE},
