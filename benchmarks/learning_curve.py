@@ -118,13 +118,14 @@ def table(curves: Curves, published: Mapping[str, Curve]) -> str:
 
 
 def plot(curves: Curves, published: Mapping[str, Curve], file: Path) -> None:
-    """The learning curve with its interval beside the published points; five episodes averaged, never across the conditioning's end."""
+    """The learning curve with its interval over tasks beside the published points; five episodes averaged, never across the conditioning's end."""
     rng, (runs, episodes) = np.random.default_rng(0), curves.returns.shape
     k = min(curves.conditioning, episodes)
     figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
     ax.axvspan(0.5, k + 0.5, color="0.94", lw=0)
     label: str | None = f"Skillet over HTTP ({runs} runs, mean and 95 % interval)"
-    for begin, part in ((0, curves.returns[:, :k]), (k, curves.returns[:, k:])):
+    returns = task_means(curves.returns, curves.tasks)
+    for begin, part in ((0, returns[:, :k]), (k, returns[:, k:])):
         if not part.size:
             continue
         smooth = np.array([[row[max(0, i - 2) : i + 3].mean() for i in range(len(row))] for row in part])
