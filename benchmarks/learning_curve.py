@@ -118,7 +118,7 @@ def table(curves: Curves, published: Mapping[str, Curve]) -> str:
 
 
 def plot(curves: Curves, published: Mapping[str, Curve], file: Path) -> None:
-    """The learning curve with its interval over tasks beside the published points; five episodes averaged, never across the conditioning's end."""
+    """The learning curve, its interval over tasks, and the published points; five episodes averaged, not across the conditioning's end."""
     rng, (runs, episodes) = np.random.default_rng(0), curves.returns.shape
     k = min(curves.conditioning, episodes)
     figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
