@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -128,11 +129,11 @@ def _export(store: SessionStore, options: argparse.Namespace) -> int:
         from minari.data_collector import EpisodeBuffer
     except ImportError as error:
         raise StartupError("exporting needs Minari: pip install 'minari[hdf5]'") from error
-    from training.dataset_folder import dataset_root, datasets_in
-
+    root = Path(os.environ.get("MINARI_DATASETS_PATH") or "data/minari").resolve()  # where training looks
+    os.environ["MINARI_DATASETS_PATH"] = str(root)  # the only way in which Minari takes a folder
     buffers = [EpisodeBuffer(**episode) for episode in episodes]
     box = [gymnasium.spaces.Box(-np.inf, np.inf, episodes[0][name].shape[1:], np.float32) for name in ("observations", "actions")]
-    with warnings.catch_warnings(), datasets_in(root := dataset_root()):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Minari warns of every optional field that is left out (author, e-mail, link)
         minari.create_dataset_from_buffers(
             options.dataset, buffers, observation_space=box[0], action_space=box[1], description=f"Skillet session {options.session_id}"

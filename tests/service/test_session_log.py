@@ -98,7 +98,7 @@ def test_only_whole_episodes_are_exported_with_late_rewards_in_place(api: TestCl
 def test_an_export_is_read_back_as_offline_data(lived: Driver, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from training.data import load_episodes
 
-    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "")  # as unset, and put back afterwards
     monkeypatch.chdir(tmp_path)
     code, printed = command("export", lived.session["session_id"], "--dataset", "robots/night-v0")
     assert (code, printed) == (0, f"5 episodes, 35 steps in {tmp_path}/data/minari/robots/night-v0\n")

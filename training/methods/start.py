@@ -76,7 +76,7 @@ def start_from_bundle(bundle: Bundle, config: TrainingConfig) -> Start:
     networks.encoder = OnnxGraph(bundle.read(TASK_ENCODER))
     seed = int(bundle.manifest.provenance.seed)
     origin, coefficient = f"bundle {bundle.manifest.digest[:12]}", float(learner.coefficient())
-    return Start(skills, origin, seed, networks, coefficient, _belief(bundle), has_skill_encoder=False)
+    return Start(skills, origin, seed, networks, coefficient, belief=_belief(bundle), has_skill_encoder=False)
 
 
 def _digest(file: Path) -> str:
