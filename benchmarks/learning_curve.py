@@ -18,7 +18,7 @@ from training.statistics import bootstrap_interval, task_means
 
 LATER: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     "maze": ((15, 20), (20, 30), (30, 40), (45, 50), (50, 60), (90, 100)),
-    "kitchen": ((50, 60), (90, 100)),
+    "kitchen": ((20, 30), (30, 40), (50, 60), (90, 100)),
 }
 """Blocks of later episodes, counted from 1, both ends included."""
 
@@ -48,9 +48,10 @@ class Curves:
 
     @property
     def blocks(self) -> dict[str, tuple[int, int]]:
-        """Name -> first and last episode, counted from 1, of those blocks that were run."""
+        """Name -> first and last episode, counted from 1, of those blocks that were run; later ones begin after conditioning."""
         named = {"conditioning": (1, self.conditioning), "five after conditioning": (self.conditioning + 1, self.conditioning + 5)}
-        named |= {f"episodes {first}-{last}": (first, last) for first, last in LATER.get(self.env, ())}
+        later = [(first, last) for first, last in LATER.get(self.env, ()) if first > self.conditioning]
+        named |= {f"episodes {first}-{last}": (first, last) for first, last in later}
         return {name: ends for name, ends in named.items() if ends[0] <= ends[1] <= self.returns.shape[1]}
 
     @property

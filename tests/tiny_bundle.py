@@ -12,7 +12,7 @@ from training.contract.context import ContextLayout
 from training.contract.envelope import Envelope
 from training.contract.spec import REWARD_DECODER, ModelSpec, VectorSpec
 from training.export import export_bundle
-from training.meta_training import MetaNetworks
+from training.meta_learner import MetaNetworks
 from training.networks.skill_model import SkillModel
 
 S, A, Z, E, H = 4, 2, 3, 2, 5

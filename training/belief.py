@@ -20,7 +20,7 @@ from training.config import TrainingConfig
 from training.contract.belief import FOLLOW_SKILLS, Belief
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
-from training.meta_training import MetaNetworks, posterior_means
+from training.meta_learner import MetaNetworks, posterior_means
 from training.networks.reward_decoder import RewardDecoder
 from training.prior_regularised_sac import step
 from training.relabelling import Relabeller

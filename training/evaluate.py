@@ -26,7 +26,7 @@ from training.contract.exploration import (
 )
 from training.contract.spec import ModelSpec
 from training.finetuning import Finetuner
-from training.meta_training import MetaNetworks
+from training.meta_learner import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
 from training.replay import SkillEpisode
 from training.rollout import Acting, TaskSimulator, rollout

@@ -35,7 +35,7 @@ from training.contract.spec import (
     ModelSpec,
 )
 from training.finetuning import LearnerNetworks
-from training.meta_training import MetaNetworks
+from training.meta_learner import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
 
 TOLERANCE = 1e-5

@@ -29,7 +29,7 @@ from training.prior_regularised_sac import Coefficients, actor_terms, critic_los
 from training.replay import Batch, TaskReplay
 
 if TYPE_CHECKING:
-    from training.meta_training import MetaNetworks
+    from training.meta_learner import MetaNetworks
 
 
 class LearnerNetworks(torch.nn.Module):

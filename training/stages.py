@@ -25,7 +25,8 @@ from training.envelope import learn_envelope
 from training.evaluate import TargetProtocol, write_results
 from training.export import config_digest, export_bundle
 from training.finetuning import Finetuner, LearnerNetworks
-from training.meta_training import MetaNetworks, MetaTrainer, posterior_means
+from training.meta_learner import MetaNetworks, posterior_means
+from training.meta_training import MetaTrainer
 from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillModel
 from training.offline import offline_episodes
@@ -65,9 +66,7 @@ class Run:
         self.dir = run_dir or Path("runs") / f"{config.domain.name}-seed{config.seed}"
         self.bundle_dir = bundle_dir or Path("bundles") / config.domain.name
         self.console = Console(stderr=True, highlight=False)
-        self._check_config()
-        if keep_config:
-            self._config_file.write_text(self._config_text)
+        self._check_config(keep=keep_config)
 
     @cached_property
     def domain(self) -> Domain:
@@ -128,23 +127,17 @@ class Run:
         """One line to the person who waits."""
         self.console.print(text, soft_wrap=True)
 
-    @property
-    def _config_file(self) -> Path:
-        return self.dir / "config.json"
-
-    @property
-    def _config_text(self) -> str:
-        return json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-
-    def _check_config(self) -> None:
-        path = self._config_file
-        self.dir.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.read_text() != self._config_text:
+    def _check_config(self, *, keep: bool) -> None:
+        path, text = self.dir / "config.json", json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+        if path.exists() and path.read_text() != text:
             changed = incompatible_sections(json.loads(path.read_text()), self.config)
             if changed and any(self.dir.glob("*.safetensors")):
                 raise ConfigError(
                     f"{self.dir} holds a run with another {', '.join(changed)}; choose another folder with --run, or delete it"
                 )
+        if keep:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
 
 def collect(run: Run) -> None:

@@ -23,9 +23,10 @@ def kitchen(episodes=100):
 
 def test_blocks_of_the_kitchen_are_conditioning_five_after_it_and_later_ones_that_were_run():
     assert kitchen().blocks == {
-        "conditioning": (1, 20), "five after conditioning": (21, 25), "episodes 50-60": (50, 60), "episodes 90-100": (90, 100),
+        "conditioning": (1, 20), "five after conditioning": (21, 25), "episodes 30-40": (30, 40), "episodes 50-60": (50, 60),
+        "episodes 90-100": (90, 100),
     }  # fmt: skip
-    assert list(kitchen(60).blocks) == ["conditioning", "five after conditioning", "episodes 50-60"]
+    assert list(kitchen(60).blocks) == ["conditioning", "five after conditioning", "episodes 30-40", "episodes 50-60"]
 
 
 def test_the_summary_gives_means_over_runs_with_intervals_and_means_of_phases_as_the_service_named_them():

@@ -9,7 +9,7 @@ from tests.training.tiny import LAYOUT, TINY_SPEC, known_skills, world_config
 from training.belief import TrainedBelief
 from training.contract.bundle import Bundle
 from training.export import export_bundle
-from training.meta_training import MetaNetworks
+from training.meta_learner import MetaNetworks
 
 COEFFICIENT = 3e-3
 

@@ -7,7 +7,7 @@ from tests.training.tiny import LAYOUT, H, known_skills, world_config
 from tests.training.worlds import CountingWorld, TwoSidedWorld
 from training.belief import BeliefTrainer, Sightings, TrainedBelief
 from training.contract.errors import ConfigError
-from training.meta_training import MetaNetworks
+from training.meta_learner import MetaNetworks
 from training.relabelling import Relabeller
 
 TASKS = [(1,), (-1,)]

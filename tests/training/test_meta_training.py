@@ -6,10 +6,11 @@ import torch
 
 from tests.training.tiny import A, E, H, S, known_skills, world_config
 from tests.training.worlds import TwoSidedWorld
-from training import meta_training
+from training import meta_learner
 from training.contract.errors import ConfigError
 from training.data import Episode
-from training.meta_training import MetaLearner, MetaTrainer, posterior_means
+from training.meta_learner import MetaLearner, posterior_means
+from training.meta_training import MetaTrainer
 
 TASKS = [(1,), (-1,)]
 META = {
@@ -145,13 +146,13 @@ def test_every_transition_has_its_own_embedding_and_the_actor_does_not_teach_the
     made, seen = trainer(tmp_path), {}
     made.collect()
     for name in ("critic_loss", "actor_terms"):
-        wrapped = getattr(meta_training, name)
+        wrapped = getattr(meta_learner, name)
 
         def spy(batch, embedding, *networks, _name=name, _wrapped=wrapped):
             seen[_name] = embedding
             return _wrapped(batch, embedding, *networks)
 
-        monkeypatch.setattr(meta_training, name, spy)
+        monkeypatch.setattr(meta_learner, name, spy)
     made.learner.update(made.replay, made.replay)
     assert seen["critic_loss"].shape == (64, E)
     assert len(seen["critic_loss"].unique(dim=0)) == 64

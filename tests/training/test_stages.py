@@ -12,7 +12,7 @@ from training.config import load_config
 from training.contract.bundle import Bundle
 from training.envelope import learn_envelope
 from training.evaluate import TargetProtocol
-from training.meta_training import MetaLearner
+from training.meta_learner import MetaLearner
 from training.skill_extraction import SkillLearner
 from training.stages import STAGES, Run
 

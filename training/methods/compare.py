@@ -95,17 +95,19 @@ def compare(arguments: Sequence[str]) -> int:
             console.print(
                 f"compare: {path} is not in the report: it was run with another configuration, on other tasks or from another start"
             )
-        write_report([unit for unit in kept if _is_whole(unit, kept, out, console)], config.domain.name, out)
+        write_report(_whole(kept, out, console), config.domain.name, out)
         console.print(f"compare: see {out}/compare.md, {out}/compare.png and {out}/compare.json", soft_wrap=True)
     return 0
 
 
-def _is_whole(unit: Unit, kept: Sequence[Unit], out: Path, console: Console) -> bool:
-    """Whether a unit has as many episodes as the longest of its method; what is still running does not cut the others short."""
-    longest = max(each.episodes_done(out) for each in kept if each.method is unit.method)
-    if (done := unit.episodes_done(out)) < longest:
-        console.print(f"compare: {unit.name} is not in the report: it stands at episode {done} of {longest}")
-    return done == longest
+def _whole(units: Sequence[Unit], out: Path, console: Console) -> list[Unit]:
+    """Those with as many episodes as the longest of their method: what is still running does not cut the others short."""
+    done = [(unit, unit.episodes_done(out)) for unit in units]
+    longest = {unit.method.name: episodes for unit, episodes in sorted(done, key=lambda each: each[1])}
+    for unit, episodes in done:
+        if episodes < (of := longest[unit.method.name]):
+            console.print(f"compare: {unit.name} is not in the report: it stands at episode {episodes} of {of}")
+    return [unit for unit, episodes in done if episodes == longest[unit.method.name]]
 
 
 def write_report(units: Sequence[Unit], domain: str, out: Path) -> None:

@@ -11,7 +11,7 @@ from training.config import TrainingConfig
 from training.contract.belief import Belief
 from training.contract.context import ContextLayout
 from training.contract.errors import ConfigError
-from training.meta_training import MetaNetworks
+from training.meta_learner import MetaNetworks
 from training.methods.method import Method
 from training.methods.setting import Setting
 

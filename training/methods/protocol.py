@@ -11,7 +11,7 @@ from training.contract.exploration import Phase
 from training.contract.spec import ModelSpec
 from training.evaluate import TargetProtocol, TargetSession
 from training.finetuning import Finetuner, LearnerNetworks
-from training.meta_training import MetaNetworks
+from training.meta_learner import MetaNetworks
 from training.methods.method import Method
 from training.rollout import TaskSimulator
 

@@ -15,6 +15,8 @@ ROWS: Final = (0, 20, 25, 40, 60, 100, 200, 300)
 WINDOW: Final = 5
 """Episodes over which a row of the table, and the figure, average."""
 AREA_EPISODES: Final = 50
+BLOCKS: Final = ((1, 10), (11, 15), (21, 25), (31, 40), (41, 60), (91, 110))
+"""First and last episodes, from 1, over which a second table averages: those after ten or twenty conditioning episodes, and later ones."""
 NEAR: Final = 0.9
 FULL_RETURN: Final = {"maze": 1.0, "kitchen": 4.0}
 """The return of a task that is solved, by domain."""
@@ -77,6 +79,10 @@ class MethodResults:
         """Mean return [tasks] of episodes 1 to 50; None where there are fewer."""
         return self.returns[:, :AREA_EPISODES].mean(1) if self.episodes >= AREA_EPISODES else None
 
+    def block(self, first: int, last: int) -> NDArray[np.float64] | None:
+        """Mean return [tasks] of the episodes ``first`` to ``last``, from 1; None where there are fewer."""
+        return self.returns[:, first - 1 : last].mean(1) if self.episodes >= last else None
+
     def episodes_to(self, level: float) -> int | None:
         """The first episode, from 1, that begins five whose mean over all runs is at least ``level``."""
         mean = self.returns.mean(0)
@@ -99,6 +105,7 @@ def summarise(results: Sequence[MethodResults], level: float) -> dict[str, Any]:
             "episodes": found.episodes,
             "conditioning": found.conditioning,
             "after": {str(row): _interval(values) for row in ROWS if (values := found.after(row)) is not None},
+            "blocks": {f"{a} to {b}": _interval(values) for a, b in BLOCKS if (values := found.block(a, b)) is not None},
             "deterministic": {str(at): _interval(values) for at, values in found.deterministic.items()},
             "area": None if (area := found.area()) is None else _interval(area),
             "episodes_to_near": found.episodes_to(level),
@@ -117,6 +124,9 @@ def tables(summary: Mapping[str, Any], published: Mapping[str, Curve], level: fl
     lines = _head("after episode", *names, *published)
     for row in rows:
         lines.append(_row(str(row), *(_cell(m["after"].get(str(row))) for m in methods), *(_point(c, row) for c in published.values())))
+    if blocks := dict.fromkeys(block for m in methods for block in m["blocks"]):
+        lines += ["", *_head("episodes", *names)]
+        lines += [_row(block, *(_cell(m["blocks"].get(block)) for m in methods)) for block in blocks]
     lines += ["", *_head("", *names)]
     lines.append(_row(f"area, episodes 1-{AREA_EPISODES}", *(_cell(m["area"]) for m in methods)))
     lines.append(

@@ -18,7 +18,7 @@ from training.contract.context import Floats
 from training.contract.errors import ConfigError
 from training.contract.spec import LEARNER_WEIGHTS, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER
 from training.finetuning import LearnerNetworks
-from training.meta_training import MetaNetworks
+from training.meta_learner import MetaNetworks
 from training.networks.skill_model import SkillModel
 from training.stages import Run
 

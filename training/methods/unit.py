@@ -125,8 +125,6 @@ def _fingerprint(unit: Unit, config: TrainingConfig, setting: Setting) -> str:
     """Of everything that the results depend on, but not of how many episodes were asked for."""
     content = config.model_dump(mode="json")
     content["evaluate"].pop("episodes")
-    if content["evaluate"]["skill_temperature"] == 1.0:  # results that are older than this setting go on
-        content["evaluate"].pop("skill_temperature")
     if not needs_meta_training(unit.method, setting, unit.meta_seed):
         content["meta"] = config.meta.policy_posterior_coefficient  # what networks that begin untrained begin with
     parts = [content, [list(task) for task in setting.test_tasks], setting.start.origin]

@@ -36,6 +36,13 @@ def test_a_row_averages_the_five_episodes_after_it(found):
     assert found.after(56) is None
 
 
+def test_blocks_are_means_of_all_their_episodes_and_only_of_those_that_were_run(found):
+    assert found.block(21, 40).tolist() == pytest.approx([0.5] * 2)
+    assert list(summarise([found], 0.9)["skillet"]["blocks"]) == ["1 to 10", "11 to 15", "21 to 25", "31 to 40"]
+    rows = [line.strip("| ").split(" | ") for line in tables(summarise([found], 0.9), {}, 0.9).splitlines()]
+    assert ["31 to 40", "1.00 (1.00 to 1.00)"] in rows
+
+
 def test_single_figures(found):
     assert found.episodes_to(0.9) == 31
     assert found.episodes_to(1.1) is None
