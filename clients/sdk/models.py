@@ -198,6 +198,22 @@ class TransitionsPosted:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchAnswer:
+    """What one session of a batch got: an action, or the problem that kept it from one."""
+
+    status: int
+    action: Any = None
+    problem: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAnswers:
+    """What a batch of sessions got, in the order in which they were asked for."""
+
+    results: tuple[BatchAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RewardsPosted:
     """What became of late rewards, item by item; ``pending`` are the steps whose reward is still to follow."""
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from clients.sdk.client import SkilletClient
-from clients.sdk.errors import SkilletError, from_problem
-from clients.sdk.models import Action, Transition
+from clients.sdk.errors import SkilletError, UnexpectedReply, from_problem
+from clients.sdk.models import Action, BatchAnswer, BatchAnswers, Transition, parse
 from clients.sdk.session import Session
 
 _Given = TypeVar("_Given")
@@ -42,22 +42,29 @@ class SessionGroup:
         items = {
             index: {**body, "session_id": self.sessions[index].id} for index, body in bodies.items() if not isinstance(body, SkilletError)
         }
-        results = self._client.call("POST", path, {"items": [*items.values()]})["results"] if items else []
-        answers = dict(zip(items, results, strict=True))
+        answers = dict(zip(items, self._answers(path, [*items.values()]), strict=True))
         return {
             index: body if isinstance(body, SkilletError) else _taken(take, self.sessions[index], answers[index])
             for index, body in bodies.items()
         }
+
+    def _answers(self, path: str, items: Sequence[_Body]) -> Sequence[BatchAnswer]:
+        if not items:
+            return ()
+        results = parse(BatchAnswers, self._client.call("POST", path, {"items": items})).results
+        if len(results) != len(items):
+            raise UnexpectedReply("the reply has not one result for each session", expected=len(items), received=len(results))
+        return results
 
 
 def _step_body(session: Session, outcome: Transition) -> _Body:
     return session.step_body(outcome.reward, outcome.next_observation, outcome.terminated, outcome.truncated)
 
 
-def _taken(take: Callable[[Session, Any], Action], session: Session, answer: Mapping[str, Any]) -> Result:
-    if answer["problem"] is not None:
-        return from_problem(answer["status"], answer["problem"])
-    return _unless_refused(take, session, answer["action"])
+def _taken(take: Callable[[Session, Any], Action], session: Session, answer: BatchAnswer) -> Result:
+    if answer.problem is not None:
+        return from_problem(answer.status, answer.problem)
+    return _unless_refused(take, session, answer.action)
 
 
 def _unless_refused(call: Callable[[Session, _Given], _Found], session: Session, given: _Given) -> _Found | SkilletError:

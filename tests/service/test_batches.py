@@ -190,3 +190,24 @@ def test_an_action_that_no_robot_should_follow_does_not_take_the_others_from_the
     assert first[1].step == 0
     following = group.step({index: Transition(0.0, state(0, 1), False, False) for index in (1, 0)})
     assert isinstance(following[0], errors.EpisodeState), "it has no action that it could have followed"
+
+
+class Answering(InProcess):
+    """A service that answers batches with something else."""
+
+    answer = None
+
+    def request(self, method, path, body, headers, timeout_s):
+        reply = super().request(method, path, body, headers, timeout_s)
+        return Reply(reply.status, {}, json.dumps(self.answer).encode() if path == "/v1/act" else reply.body)
+
+
+@pytest.mark.parametrize("answer", [{}, [], {"results": []}, {"results": [{"action": None}]}, {"results": "none"}])
+def test_a_reply_that_is_no_batch_of_answers_is_said_to_be_unexpected(api, answer):
+    transport = Answering(api)
+    transport.answer = answer
+    client = SkilletClient(transport=transport)
+    group = SessionGroup(client, [client.open_session()])
+    group.sessions[0].start_episode()
+    with pytest.raises(errors.UnexpectedReply):
+        group.act({0: state(0, 0)})
