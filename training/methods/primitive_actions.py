@@ -1,5 +1,7 @@
 """Primitive actions as skills of one step: what methods without skills act with, on the same code."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -7,18 +9,28 @@ from training.config import TrainingConfig
 from training.networks.blocks import StateFeatures
 from training.networks.skill_model import SkillModel
 
+TARGET_KL = 1 + math.log(2)
+"""KL to the prior, in nats for each dimension of an action: an entropy of -1 nat, the usual target of soft actor-critic's temperature
+(Haarnoja et al. 2018, appendix D), seen from actions that are uniform between their limits, as they nearly are under N(0, I)."""
+
 
 def primitive_config(config: TrainingConfig, action_dim: int) -> TrainingConfig:
     """The configuration with skills of one step, as wide as an action.
 
-    The discount is taken to the step, so that returns are those of the methods with skills; replays hold as many episodes as theirs.
+    The discount is taken to the step, so that returns are those of the methods with skills; replays hold as many episodes as theirs. KL
+    coefficients begin at their share of a step, and rise until the policy keeps `TARGET_KL` for each dimension of its actions.
     """
-    horizon = config.skills.horizon
+    horizon, target = config.skills.horizon, TARGET_KL * action_dim
     content = config.model_dump()
     content["skills"] |= {"horizon": 1, "skill_dim": action_dim, "decoded_steps": 1, "decoder_hidden": (), "prior_hidden": ()}
     for section, buffer in (("meta", "buffer_per_task"), ("finetuning", "buffer")):
         content[section]["discount"] **= 1 / horizon
         content[section][buffer] *= horizon
+        content[section]["kl_clip"] = 4 * target
+    for kind in ("prior", "posterior"):
+        content["meta"][f"policy_{kind}_coefficient"] /= horizon
+        content["meta"][f"policy_{kind}_target"] = target
+    content["finetuning"]["kl_target"] = target
     return TrainingConfig.model_validate(content)
 
 
