@@ -123,10 +123,16 @@ class SessionLearner:
         self._checkpoint_at = time.monotonic()
 
     def _add_episodes(self, loaded: Loaded, finetuner: Finetuner) -> None:
+        infer_again, end_row = False, 0
         for record in self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes):
+            end_row = record.end_row
             rows = self._rows(loaded, record.first_row, record.end_row)
             context = partial(self._rows, loaded, 0, record.first_row)
-            finetuner.add_episode(rows, log_chosen(loaded, record, rows, context, self._networks, self._stores.versions))
+            chosen = log_chosen(loaded, record, rows, context, self._networks, self._stores.versions)
+            infer_again |= finetuner.add_episode(rows, chosen)
+        if infer_again:
+            mean, _ = self._networks.infer_task(self._rows(loaded, 0, end_row))
+            finetuner.task_embedding = torch.from_numpy(mean)
 
     def _update(self, loaded: Loaded, finetuner: Finetuner) -> None:
         began, count = time.monotonic(), min(finetuner.updates_due(), self._slice())

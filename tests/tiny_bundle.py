@@ -32,7 +32,15 @@ TINY_SPEC = ModelSpec(
 
 def tiny_config(**finetuning: float) -> TrainingConfig:
     """The smallest networks that the training code makes, and short fine-tuning."""
-    options = {"batch": 16, "warm_start_updates": 12, "updates_per_episode": 4, "buffer": 400, "kl_limit": 200.0, **finetuning}
+    options = {
+        "batch": 16,
+        "warm_start_updates": 12,
+        "updates_per_episode": 4,
+        "buffer": 400,
+        "kl_limit": 200.0,
+        "infer_again": True,
+        **finetuning,
+    }
     return TrainingConfig(
         domain=DomainConfig(name="tiny", env_id="Tiny-v0", train_tasks="train", test_tasks="test"),
         collect=CollectConfig(dataset="tiny/data-v0"),

@@ -109,7 +109,7 @@ class MetaConfig(Frozen):
     return_bound: bool = Field(default=True, description="bound the TD target from below by the episode's discounted return")
     return_bound_updates: int | None = Field(default=None, ge=0, description="updates after which that bound is dropped; None: never")
     demonstrations: int = Field(
-        default=0, ge=0, description="offline episodes that each task's replay begins with, with the rewards that they would have earned"
+        default=0, ge=0, description="offline episodes of each task, those that earn most in it, of which half of the contexts hold a share"
     )
     relabelled_episodes: int = Field(
         default=4, ge=0, description="episodes of other tasks, an epoch and task, added with the rewards that they would have earned in it"
@@ -163,6 +163,9 @@ class FinetuningConfig(Frozen):
     success_share: float = Field(default=1 / 3, ge=0, le=1)
     imitation: float = Field(default=0.0, ge=0, description="weight of imitating the skills of the best episodes")
     return_bound: bool = True
+    infer_again: bool = Field(
+        default=False, description="infer the task anew, from all episodes, when one earns more than any before it did"
+    )
     discount: float = Field(default=0.99, gt=0, lt=1)
     polyak: float = Field(default=0.01, gt=0, le=1)
     learning_rate: float = Field(default=1e-3, gt=0)

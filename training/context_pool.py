@@ -2,33 +2,38 @@
 
 A context drawn from a task's own replay gives the task away by how the robot behaves in it, and an encoder that reads the behaviour is
 sure of whatever the robot has been trying. Here every task's contexts are made of the same episodes, and only the rewards tell tasks apart.
+
+What the policy has not learned yet shows in no episode of its own: where the last subtask is the hard one, contexts of its own episodes say
+the same of every task that begins alike, and a policy that cannot tell them apart never learns that subtask. Demonstrations show it.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from training.contract.context import Floats
-from training.relabelling import Relabeller
+from training.relabelling import InEachTask, Relabeller
 from training.replay import SkillEpisode
 
 MOST_EPISODES = 20
 """Episodes in the largest context: as many as conditioning takes in SiMPL."""
 
-
-InEachTask = list[Floats]
-"""One episode's rows [n, D] as they would have been in each task."""
+DEMONSTRATED = 0.5
+"""Share of the contexts that hold demonstrations, where there are any."""
 
 
 class ContextPool:
-    """The newest ``capacity`` episodes of all tasks together."""
+    """The newest ``capacity`` episodes of all tasks together, and demonstrations, which stay."""
 
     def __init__(self, relabeller: Relabeller, capacity: int) -> None:
         self.relabeller = relabeller
         self._episodes: deque[InEachTask] = deque(maxlen=capacity)
         self._own: list[deque[InEachTask]] = [deque(maxlen=MOST_EPISODES) for _ in relabeller.tasks]
+        self._demonstrations: list[InEachTask] = []
+        self._own_demonstrations: list[Sequence[InEachTask]] = [() for _ in relabeller.tasks]
 
     def size(self, task: int) -> int:
         """Episodes that there are to make contexts of, the same for every task."""
@@ -40,11 +45,17 @@ class ContextPool:
         self._episodes.append(pooled)
         self._own[task].append(pooled)
 
+    def demonstrate(self, chosen: Sequence[Sequence[InEachTask]]) -> None:
+        """Make contexts of demonstrations too: for each task those that earn most in it."""
+        self._own_demonstrations = list(chosen)
+        self._demonstrations = [episode for episodes in chosen for episode in episodes]
+
     def sample_context(self, tasks: list[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Contexts of up to ``count`` transitions of each task, [T, N, D], and their mask [T, N] (1 real, 0 padding).
 
         Each is made of one to `MOST_EPISODES` episodes, log-uniformly; a share of them, drawn uniformly, was collected for the task itself,
-        as it is once a session begins to succeed. Rewarded transitions take up to half of it, as `select_context` has them when serving.
+        as it is once a session begins to succeed. In `DEMONSTRATED` of the contexts a further share, drawn likewise, are demonstrations in
+        the place of episodes that were collected. Rewarded transitions take up to half of it, as `select_context` has them when serving.
         """
         contexts = [self._context(task, count, generator) for task in tasks]
         longest = max(map(len, contexts))
@@ -55,16 +66,23 @@ class ContextPool:
         return torch.from_numpy(rows), torch.from_numpy(mask)
 
     def _context(self, task: int, count: int, generator: torch.Generator) -> Floats:
-        episodes = round(MOST_EPISODES ** float(torch.rand((), generator=generator)))
-        own_share = float(torch.rand((), generator=generator))
-        rows = np.concatenate([self._draw(task, own_share, generator)[task] for _ in range(episodes)])
+        episodes = round(MOST_EPISODES ** _uniform(generator))
+        own_share = _uniform(generator)
+        demonstrated = _uniform(generator) if self._demonstrations and _uniform(generator) < DEMONSTRATED else 0.0
+        rows = np.concatenate([self._draw(task, own_share, demonstrated, generator)[task] for _ in range(episodes)])
         order = torch.randperm(len(rows), generator=generator).numpy()
         rewarded = rows[order, self.relabeller.layout.reward] != 0
         hits, misses = order[rewarded], order[~rewarded]
         kept = hits[: max(count // 2, count - len(misses))]
         return rows[np.concatenate([kept, misses[: count - len(kept)]])]
 
-    def _draw(self, task: int, own_share: float, generator: torch.Generator) -> InEachTask:
-        own = self._own[task]
-        among = own if own and float(torch.rand((), generator=generator)) < own_share else self._episodes
+    def _draw(self, task: int, own_share: float, demonstrated: float, generator: torch.Generator) -> InEachTask:
+        own, everyones = self._own[task], self._episodes
+        if demonstrated and (_uniform(generator) < demonstrated or not everyones):
+            own, everyones = self._own_demonstrations[task], self._demonstrations
+        among = own if own and _uniform(generator) < own_share else everyones
         return among[int(torch.randint(len(among), (), generator=generator))]
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))

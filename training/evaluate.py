@@ -207,8 +207,8 @@ class TargetProtocol:
         """Let the learner learn from the newest episode; make one, which learns from all episodes, where there is none yet."""
         if session.learner is None:
             self._start_learner(session, session.context)
-        else:
-            session.learner.add_episode(session.context[-1])
+        elif session.learner.add_episode(session.context[-1]):
+            session.learner.task_embedding = torch.from_numpy(self._posterior(session)[0])
 
     def _start_learner(self, session: TargetSession, episodes: Sequence[Floats]) -> None:
         assert self.new_learner is not None

@@ -1,9 +1,10 @@
 """Stage 3: learning a target task (SiMPL, section 4.3). The same code runs offline and in the service's learner.
 
-It starts from the meta-trained policy, critics and KL coefficient with the task embedding frozen, keeps the conditioning episodes in its
-replay, and begins updating at once.
+It starts from the meta-trained policy, critics and KL coefficient, keeps the conditioning episodes in its replay, and begins updating at
+once. The task embedding is no part of what is learned; whoever holds the episodes infers it anew where `Finetuner.add_episode` asks for it.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,7 @@ class Finetuner:
         self.replay = TaskReplay(1, config.buffer, networks.layout, config.discount)
         self.held_back = HeldBack()
         self.episodes = self.updates = self.owed = 0
+        self.best_return = -math.inf
         self.critic_optimizer = torch.optim.Adam(networks.critic.parameters(), config.learning_rate)
         self.actor_optimizer = torch.optim.Adam(networks.policy.net.parameters(), config.learning_rate)
         self.dual_optimizer = torch.optim.Adam([networks.coefficient.raw], config.coefficient_learning_rate)
@@ -142,20 +144,29 @@ class Finetuner:
         config = FinetuningConfig.model_validate(bundle.manifest.finetuning)
         return cls(LearnerNetworks.from_bundle(bundle), config, task_embedding, seed)
 
-    def add_episode(self, rows: Floats, log_chosen: Floats | None = None) -> None:
-        """Add one complete episode's skill transitions [n, D].
+    def add_episode(self, rows: Floats, log_chosen: Floats | None = None) -> bool:
+        """Add one complete episode's skill transitions [n, D]. Returns whether the task is to be inferred anew from all episodes.
+
+        It is where `FinetuningConfig.infer_again` asks for it and the episode earned more than any before it: it shows of the task what the
+        embedding that is acted with cannot say.
 
         ``log_chosen`` [n]: how likely its skills were under the policy that chose them. Some of the episodes that have it are held back, to
-        judge by: `training.held_back`; the first that was rewarded never is, since it may stay the only one for long.
+        judge by: `training.held_back`; a rewarded one that earned more than any before it never is, for it may stay the only one for long.
         """
-        is_first_rewarded = bool(rows[:, self.networks.layout.reward].any()) and not len(self.replay.rewarded_rows(0))
-        for learned in [rows] if log_chosen is None or is_first_rewarded else self.held_back.offer(HeldEpisode(rows, log_chosen)):
-            self.replay.add(0, learned)
+        rewards = rows[:, self.networks.layout.reward]
+        is_best = float(rewards.sum()) > self.best_return
+        self.best_return = max(self.best_return, float(rewards.sum()))
+        learned = [rows]
+        if log_chosen is not None and not (is_best and rewards.any()):
+            learned = self.held_back.offer(HeldEpisode(rows, log_chosen))
+        for each in learned:
+            self.replay.add(0, each)
         self.episodes += 1
         if self.updates == 0:
             self.owed = self.config.warm_start_updates
         else:
             self.owed += self.config.updates_per_episode
+        return is_best and self.config.infer_again
 
     def updates_due(self) -> int:
         """Gradient steps still owed: a warm start for the episodes that are there at first, then so many for each."""
@@ -223,6 +234,7 @@ class Finetuner:
             tensors |= {f"held_rows{index}": torch.from_numpy(held.rows), f"held_chosen{index}": torch.from_numpy(held.log_chosen)}
         note: dict[str, Any] = {"episodes": self.episodes, "updates": self.updates, "owed": self.owed, "added": int(self.replay.added[0])}
         note["offered"] = self.held_back.offered
+        note["best_return"] = self.best_return if math.isfinite(self.best_return) else None
         save_checkpoint(path, modules={"networks": self.networks}, optimizers=self.optimizers(), tensors=tensors, note=note)
 
     @classmethod
@@ -243,7 +255,10 @@ class Finetuner:
         replay.discounted_return[0, :size] = tensors["discounted_return"]
         replay.episode_return[0, :size] = tensors["episode_return"]
         replay.added[0] = note["added"]
-        self.held_back = _held_back(tensors, note.get("offered", 0))  # a checkpoint of an earlier release has none
+        # A checkpoint of an earlier release has neither.
+        self.held_back = _held_back(tensors, note.get("offered", 0))
+        best = note.get("best_return", max(tensors["episode_return"].tolist(), default=None))
+        self.best_return = -math.inf if best is None else best
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """By name, for gradient steps and checkpoints."""

@@ -39,6 +39,11 @@ class MetaTrainer:
             raise ConfigError(
                 f"meta.prior_tasks is {config.meta.prior_tasks} and there are {len(tasks)} training tasks: none is left for the posterior"
             )
+        if config.meta.demonstrations and not config.meta.context_pool:
+            raise ConfigError(
+                f"meta.demonstrations is {config.meta.demonstrations}, and there is no pool that contexts with them are made of: "
+                "set meta.context_pool too, e.g. to 600"
+            )
         torch.manual_seed(config.seed)
         self.config, self.simulator, self.tasks, self.run_dir, self.offline = config, simulator, list(tasks), run_dir, offline
         state_dim = len(skills.features.mean)
@@ -69,7 +74,7 @@ class MetaTrainer:
             self.rng = np.random.default_rng([self.config.seed, self.updates])
             self.learner.generator.manual_seed(self.config.seed + self.updates)
         if self.updates < self.config.meta.updates:
-            self._add_demonstrations()  # the oldest, which newer episodes push out first
+            self._add_demonstrations()
             for _ in range(min(10, self.epoch)):
                 self.collect()
 
@@ -145,14 +150,12 @@ class MetaTrainer:
                 self.replay.add(task, candidates[chosen].rows)
 
     def _add_demonstrations(self) -> None:
-        """Let each task's replay begin with offline episodes; newer ones push them out in time."""
-        config = self.config
-        self.networks.to("cpu")  # offline episodes are there
-        chosen = self.relabeller.demonstrations(self.networks.skills, self.offline, config.meta.demonstrations, config.seed)
-        for task, episodes in enumerate(chosen):
-            for episode in episodes:
-                self.replay.add(task, episode.rows)
-        self.networks.to(self.learner.device)
+        """Let contexts be made of demonstrations too; in the replay, critics learn from them to expect what the policy never reaches."""
+        count = self.config.meta.demonstrations
+        if self.pool is not None and count:
+            self.networks.to("cpu")  # offline episodes are there
+            self.pool.demonstrate(self.relabeller.demonstrations(self.networks.skills, self.offline, count, self.config.seed))
+            self.networks.to(self.learner.device)
 
     def run(self) -> MetaNetworks:
         """Train until the configured number of updates; resumable."""

@@ -16,6 +16,9 @@ from training.networks.skill_model import SkillModel
 from training.replay import SkillEpisode
 from training.rollout import TaskSimulator
 
+InEachTask = list[Floats]
+"""One episode's rows [n, D] as they would have been in each task."""
+
 
 class Relabeller:
     """Knows the tasks and how a simulator judges paths in them."""
@@ -39,18 +42,20 @@ class Relabeller:
         }
 
     @torch.no_grad()
-    def demonstrations(self, skills: SkillModel, episodes: Sequence[Episode], count: int, seed: int) -> list[list[SkillEpisode]]:
+    def demonstrations(self, skills: SkillModel, episodes: Sequence[Episode], count: int, seed: int) -> list[list[InEachTask]]:
         """For each task the ``count`` offline episodes that earn most in it, in skills drawn from the skill encoder."""
         generator = torch.Generator().manual_seed(seed)
-        found: list[list[SkillEpisode]] = [[] for _ in self.tasks]
+        found: list[list[tuple[float, InEachTask]]] = [[] for _ in self.tasks]
         for episode in episodes:
             skipped = len(episode) % self.horizon  # windows end with the episode, where the last reward is
             path = episode.observations[skipped:]
             if len(path) > self.horizon:
                 rows = self._encode(skills, path, episode.actions[skipped:], generator)
-                for task, relabelled in self.rewarded(rows, path).items():
-                    found[task].append(relabelled)
-        return [sorted(candidates, key=lambda episode: -episode.episode_return)[:count] for candidates in found]
+                in_each = self.all(rows, path)
+                for earned, candidates in zip(in_each, found, strict=True):
+                    if earned.episode_return:
+                        candidates.append((earned.episode_return, [each.rows for each in in_each]))
+        return [[each for _, each in sorted(candidates, key=lambda found: -found[0])[:count]] for candidates in found]
 
     def _encode(self, skills: SkillModel, path: Floats, actions: Floats, generator: torch.Generator) -> Floats:
         """Skill transitions [n, D] of a path [n H + 1, S], without rewards."""

@@ -65,6 +65,23 @@ def test_versions_carry_their_reason_episode_and_figures(api: TestClient, settin
     assert 'skillet_versions_total{result="published"} 2.0' in api.get("/metrics").text
 
 
+def test_an_episode_that_earns_more_than_any_before_lets_the_task_be_inferred_anew(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver, learner, acted_with, inferred = ready_to_learn(api), worker(settings, tiny_networks), [], []
+    parts = api.app.state.parts
+    for reward in (0.0, 2.0, 2.0):
+        work_off(learner)
+        driver.run_episode(final_reward=reward)
+        inferred.append(np.array(driver.get("/task")["mean"], np.float32))
+        work_off(worker(settings, tiny_networks))  # another one, which goes on from the checkpoint
+        loaded = parts.store.load(driver.session["session_id"])
+        weights = parts.versions.weights(loaded.keys, loaded.current_version)
+        acted_with.append(tiny_networks.with_weights(weights, loaded.current_version).task_embedding)
+    assert [np.array_equal(mean, embedding) for mean, embedding in zip(inferred, acted_with, strict=True)] == [False, True, False]
+    np.testing.assert_array_equal(acted_with[2], acted_with[1])
+
+
 def test_a_new_version_is_ready_before_the_step_that_chooses_with_it(
     api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,11 @@ def walk(to, marker=0.0, skills=2):
     return SkillEpisode(rows, len(path) - 1, 0.0, False), path
 
 
+def in_each_task(walked):
+    episode, path = walked
+    return [each.rows for each in pool().relabeller.all(episode.rows, path)]
+
+
 def real_rows(context, mask):
     return context[mask.bool()].numpy()
 
@@ -72,6 +77,32 @@ def test_a_context_holds_one_to_twenty_episodes_a_share_of_them_the_tasks_own(ge
     assert min(own) == 0.0
     assert max(own) == 1.0
     assert np.mean(own) == pytest.approx(0.5, abs=0.1)  # of 51 episodes one is the task's own
+
+
+def test_half_of_the_contexts_hold_demonstrations_a_share_of_them_those_that_earn_most_in_the_task(generator):
+    held = pool()
+    held.add(LEFT, *walk(to=0.1, marker=1.0))
+    held.add(RIGHT, *walk(to=0.1, marker=1.0))
+    held.demonstrate([[in_each_task(walk(to=1.0, marker=2.0))], [in_each_task(walk(to=-1.0, marker=3.0))] * 9])
+    demonstrated, own = [], []
+    for _ in range(400):
+        markers = real_rows(*(part[0] for part in held.sample_context([RIGHT], 10_000, generator)))[:, LAYOUT.state_dim - 1]
+        demonstrated.append(float((markers != 1.0).mean()))
+        own.append(float((markers == 2.0).sum() / max(1, (markers != 1.0).sum())))
+    assert np.mean(np.array(demonstrated) > 0) == pytest.approx(0.5 * 0.8, abs=0.1)  # a small share of few episodes is often none
+    assert max(demonstrated) > 0.9
+    assert np.mean([share for share, some in zip(own, demonstrated, strict=True) if some]) == pytest.approx(0.5, abs=0.1)
+
+
+def test_demonstrations_bring_the_rewards_of_what_the_policy_has_not_learned(generator):
+    held = pool()
+    held.add(RIGHT, *walk(to=0.1))
+    held.demonstrate([[in_each_task(walk(to=1.0))], [in_each_task(walk(to=-1.0))]])
+    rewarded = np.zeros(2)
+    for _ in range(100):
+        contexts, masks = held.sample_context([RIGHT, LEFT], 64, generator)
+        rewarded += [real_rows(context, mask)[:, LAYOUT.reward].any() for context, mask in zip(contexts, masks, strict=True)]
+    assert (rewarded > 20).all()
 
 
 def test_rewarded_rows_take_at_most_half_where_there_are_others(generator):

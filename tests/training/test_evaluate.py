@@ -123,6 +123,22 @@ def test_the_posteriors_embedding_is_that_of_the_first_rewarded_context(exported
     torch.testing.assert_close(session.learner.task_embedding, mean[0])
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_task_is_inferred_anew_when_the_learner_asks_for_it(exported, meta_networks, monkeypatch, asked):
+    add_episode = Finetuner.add_episode
+
+    def asking(learner, rows):
+        add_episode(learner, rows)
+        return asked and learner.episodes == EPISODES
+
+    monkeypatch.setattr(Finetuner, "add_episode", asking)
+    (session, *_) = [s for s in run(exported, meta_networks) if any(s.successes[:K])]
+    rows = select_context(np.concatenate(session.context[: EPISODES if asked else K]), LAYOUT, MAX_CONTEXT)
+    with torch.no_grad():
+        mean, _ = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))
+    torch.testing.assert_close(session.learner.task_embedding, mean[0])
+
+
 def test_sessions_act_with_the_configured_temperature(exported, meta_networks, monkeypatch):
     seen, rollout = [], evaluate.rollout
 

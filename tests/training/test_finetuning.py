@@ -8,6 +8,7 @@ import torch
 from tests.training.conftest import COEFFICIENT
 from tests.training.tiny import LAYOUT, E, H, Z, known_skills, world_config
 from tests.training.worlds import TwoSidedWorld
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import FinetuningConfig
 from training.contract.spec import META_POLICY
 from training.finetuning import Finetuner, LearnerNetworks
@@ -141,6 +142,28 @@ def test_the_first_rewarded_episode_is_learned_from_whenever_it_comes(learner):
     learner.update(1)
 
 
+def test_an_episode_that_earns_more_than_any_before_is_learned_from_and_asks_for_the_task_anew(exported):
+    config = exported.manifest.finetuning | {"infer_again": True}
+    learner = Finetuner(LearnerNetworks.from_bundle(exported), FinetuningConfig.model_validate(config), np.zeros(E, np.float32), 0)
+    chosen = np.zeros(4, np.float32)
+    asked = [learner.add_episode(episode(seed, reward=reward), chosen) for seed, reward in enumerate([0.0, 1.0, 1.0, 0.0, 1.0, 2.0])]
+    assert asked == [True, True, False, False, False, True]
+    assert [held.rows[:, learner.networks.layout.reward].sum() for held in learner.held_back.episodes] == [0.0]
+    assert learner.replay.episode_return[0, :20].max() == 2.0
+
+
+def test_what_was_earned_at_best_outlives_a_checkpoint_and_one_of_an_earlier_release(learner, exported, tmp_path):
+    fed(learner, [0])
+    learner.add_episode(episode(1, reward=3.0))
+    learner.save(path := tmp_path / "learner.safetensors")
+    assert Finetuner.load(exported, path).best_return == 3.0
+    tensors, note = load_checkpoint(path, modules={"networks": learner.networks}, optimizers=learner.optimizers())
+    del note["best_return"]
+    kept = {name: tensors[name] for name in ("task_embedding", "random_state", "rows", "discounted_return", "episode_return")}
+    save_checkpoint(path, modules={"networks": learner.networks}, optimizers=learner.optimizers(), tensors=kept, note=note)
+    assert Finetuner.load(exported, path).best_return == 3.0
+
+
 def test_held_back_episodes_are_saved_and_loaded_bit_for_bit(learner, exported, tmp_path):
     fed(learner, range(2))
     fed(learner, range(2, 2 + 5 * HELD_EVERY), log_chosen=np.random.default_rng(0).standard_normal(4).astype(np.float32))
@@ -268,7 +291,14 @@ def test_what_is_saved_is_plain(learner, tmp_path):
     header = (tmp_path / "learner.safetensors").read_bytes()
     length = int.from_bytes(header[:8], "little")
     entries = json.loads(header[8 : 8 + length])
-    assert json.loads(entries["__metadata__"]["note"]) == {"episodes": 2, "updates": 0, "owed": 6, "added": 8, "offered": 0}
+    assert json.loads(entries["__metadata__"]["note"]) == {
+        "episodes": 2,
+        "updates": 0,
+        "owed": 6,
+        "added": 8,
+        "offered": 0,
+        "best_return": 1.0,
+    }
     assert entries["tensor/rows"]["shape"] == [8, LAYOUT.width]
 
 

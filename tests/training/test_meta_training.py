@@ -232,19 +232,29 @@ def test_the_bound_on_the_target_is_dropped_after_the_updates_it_is_for(tmp_path
     assert bounded == [True] * expected + [False] * (60 - expected)
 
 
-def test_each_tasks_replay_begins_with_the_demonstrations_that_it_rewards(tmp_path):
-    config = world_config(meta=META | {"updates": 1, "updates_per_epoch": 1, "demonstrations": 5, "relabelled_episodes": 0})
+def demonstrated(tmp_path, **changed):
+    config = world_config(meta=META | {"updates": 1, "updates_per_epoch": 1, "relabelled_episodes": 0, "demonstrations": 5} | changed)
     walk = np.zeros((2 * H + 1, S), np.float32)
     walk[:, 0] = np.linspace(0, 1.5, len(walk))  # to the right, where the first task's goal is
     offline = [Episode(walk, np.zeros((2 * H, A), np.float32))]
-    made = MetaTrainer(config, known_skills(config), TwoSidedWorld(), TASKS, tmp_path, offline=offline)
+    return MetaTrainer(config, known_skills(config), TwoSidedWorld(end=1.3), TASKS, tmp_path, offline=offline), walk
+
+
+def test_contexts_hold_the_demonstrations_that_a_task_rewards_and_the_replay_none(tmp_path):
+    made, walk = demonstrated(tmp_path, context_pool=10)
     made.run()
-    without = trainer(tmp_path / "without", updates=1, updates_per_epoch=1, relabelled_episodes=0)
-    without.run()
-    assert made.replay.added[1] == without.replay.added[1]
-    first = made.replay.rows[0, :2]
-    np.testing.assert_allclose(first[:, 0], walk[[0, H], 0])
-    assert first[:, made.layout.reward].tolist() == [0.0, 1.0]
+    contexts, masks = zip(*(made.contexts.sample_context([0, 1], 64, made.learner.generator) for _ in range(20)), strict=True)
+    rewards = [torch.cat([c[task][m[task].bool()] for c, m in zip(contexts, masks, strict=True)])[:, made.layout.reward] for task in (0, 1)]
+    assert rewards[0].any(), "only the demonstration gets so far"
+    assert not rewards[1].any()
+    assert not made.replay.rows[..., made.layout.reward].any()
+    starts = torch.cat([c[0][m[0].bool()] for c, m in zip(contexts, masks, strict=True)])[:, 0]
+    assert set(walk[[0, H], 0].tolist()) <= set(starts.tolist())
+
+
+def test_demonstrations_without_a_pool_of_contexts_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"set meta\.context_pool too"):
+        demonstrated(tmp_path)
 
 
 def test_the_same_seed_trains_the_same_networks(tmp_path):

@@ -63,15 +63,23 @@ def counted(steps, first=0):
 def test_a_demonstration_is_cut_into_skills_that_end_with_it():
     world = CountingWorld(100)
     (found,) = relabeller(world, [100]).demonstrations(KnownSkills(), [counted(2 * H + 3)], 5, seed=0)
-    (made,) = found
-    np.testing.assert_array_equal(made.rows[:, 0], [3, 3 + H])
-    np.testing.assert_array_equal(made.rows[:, LAYOUT.skill], [[3] * Z, [3 + H] * Z])
-    np.testing.assert_array_equal(made.rows[:, LAYOUT.next_state.start], [3 + H, 3 + 2 * H])
-    assert made.rows[:, LAYOUT.reward].sum() == made.episode_return == 2 * H  # the world pays one for every step
+    ((rows,),) = found
+    np.testing.assert_array_equal(rows[:, 0], [3, 3 + H])
+    np.testing.assert_array_equal(rows[:, LAYOUT.skill], [[3] * Z, [3 + H] * Z])
+    np.testing.assert_array_equal(rows[:, LAYOUT.next_state.start], [3 + H, 3 + 2 * H])
+    assert rows[:, LAYOUT.reward].sum() == 2 * H  # the world pays one for every step
 
 
 def test_each_task_takes_the_demonstrations_that_earn_most_in_it():
     world = CountingWorld(100)
     episodes = [counted(2 * H), counted(4 * H), counted(3 * H), counted(H)]  # the last one is a single skill: no use
     (found,) = relabeller(world, [100]).demonstrations(KnownSkills(), episodes, 2, seed=0)
-    assert [episode.steps for episode in found] == [4 * H, 3 * H]
+    assert [len(rows) for (rows,) in found] == [4, 3]
+
+
+def test_a_demonstration_that_one_task_takes_is_there_as_every_task_would_have_seen_it():
+    short, long = relabeller(CountingWorld(100), [2 * H, 100]).demonstrations(KnownSkills(), [counted(4 * H)], 1, seed=0)
+    ((in_short, in_long),) = long
+    assert len(in_short) == 2  # where the first task ends
+    assert len(in_long) == 4
+    np.testing.assert_array_equal(short[0][0], in_short)

@@ -51,7 +51,7 @@ def tiny_config(**sections: Any) -> TrainingConfig:
             "max_context": MAX_CONTEXT,
         },
         "meta": {"prior_tasks": 1, "posterior_tasks": 1, "batch_per_task": 32, "posterior_context": 12, "buffer_per_task": 400},
-        "finetuning": {"batch": 32, "warm_start_updates": 6, "updates_per_episode": 3, "buffer": 60},
+        "finetuning": {"batch": 32, "warm_start_updates": 6, "updates_per_episode": 3, "buffer": 60, "infer_again": True},
     }
     for name, changed in sections.items():
         content[name] = content.get(name, {}) | changed

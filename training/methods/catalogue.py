@@ -27,6 +27,7 @@ _OWN_LOSSES_ONLY: Final = {
 _TARGET: Final = {
     "success_share": 0.0,
     "return_bound": False,
+    "infer_again": False,
     "imitation": 0.0,
     "learning_rate": 3e-4,
     "polyak": 0.005,
