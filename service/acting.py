@@ -11,7 +11,17 @@ from service.session_errors import WrongStep
 from service.session_state import Followed, LastAction, Loaded, OpenSkill, Posterior, Session
 from training.contract.belief import Belief, Following
 from training.contract.context import Floats, pack_rows, unpack_rows, unpack_vector
-from training.contract.exploration import Exploration, Phase, automatic_phase, drawn_embedding, in_turn, plan_episode, skill_noise
+from training.contract.exploration import (
+    EXPLORE_SKILLS,
+    SWITCH_SKILLS,
+    Exploration,
+    Phase,
+    automatic_phase,
+    drawn_embedding,
+    in_turn,
+    plan_episode,
+    skill_noise,
+)
 
 
 def next_phase(session: Session, current_version: int) -> Phase:
@@ -53,7 +63,7 @@ def begin_episode(session: Session, phase: Phase, posterior: Posterior, candidat
     session.task_version = posterior.version if plan.inferred else 0
     session.act_step = session.outcome_step = 0
     session.episode_return, session.first_row = 0.0, session.rows
-    session.versions_used, session.skills = [], []
+    session.versions_used, session.skills, session.explores_from = [], [], -1
     session.last_action, session.last_outcome = None, None
     session.held, session.pending, session.ended = [], {}, None
 
@@ -143,26 +153,51 @@ def follows_versions(session: Session) -> bool:
     return session.phase is Phase.FINETUNING or (session.phase is Phase.ADAPTED and session.forced_phase is None)
 
 
+def explores_beyond(session: Session, networks: Networks) -> bool:
+    """Whether the next skill explores because its episode has nothing left to gain by what the session knows.
+
+    Not where the client asked for something else: a phase, or mean skills.
+    """
+    if networks.belief is None or session.deterministic or session.forced_phase is not None:
+        return False
+    return session.explores_from >= 0 or session.exploration.nothing_left(earned=session.episode_return, best=session.best_return)
+
+
 def _choose_skill(session: Session, state: Floats, networks: Networks, policy: MetaPolicy) -> OpenSkill:
     spec, step = networks.spec, session.act_step
+    skill_index = step // spec.skill_horizon
     noise = None if session.deterministic else skill_noise(session.seed, session.episode, step, spec.skill_dim)
-    embedding = policy.task_embedding
-    if session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version:
+    if beyond := explores_beyond(session, networks):
+        policy, embedding = networks.meta_policy, beyond_embedding(session.seed, session.episode, skill_index, networks)
+    elif session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version:
         embedding = _explored(session, state, networks)
-    elif embedding is None:
-        embedding = in_turn(unpack_rows(session.embedding, spec.task_embedding_dim), step // spec.skill_horizon)
-    chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior)
-    if follows_versions(session) and session.forced_phase is None:
-        session.phase = Phase.FINETUNING if policy.version else Phase.ADAPTED
-    if policy.version not in session.versions_used:
-        session.versions_used.append(policy.version)
+    elif policy.task_embedding is None:
+        embedding = in_turn(unpack_rows(session.embedding, spec.task_embedding_dim), skill_index)
+    else:
+        embedding = policy.task_embedding
+    chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior and not beyond)
+    if beyond:
+        session.explores_from = skill_index if session.explores_from < 0 else session.explores_from
+    else:  # the episode counts for the versions that did what the session knows
+        if follows_versions(session) and session.forced_phase is None:
+            session.phase = Phase.FINETUNING if policy.version else Phase.ADAPTED
+        if policy.version not in session.versions_used:
+            session.versions_used.append(policy.version)
     session.skills.append(OpenSkill(step, pack_rows(state), pack_rows(chosen), policy.version))
     return session.skills[-1]
+
+
+def beyond_embedding(seed: int, episode: int, skill_index: int, networks: Networks) -> Floats:
+    """The embedding [E] that a skill explores with when there is nothing left to gain."""
+    assert networks.belief is not None
+    return networks.belief.at_random(seed=seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
 
 
 def _explored(session: Session, state: Floats, networks: Networks) -> Floats:
     """The embedding [E] of a session that knows nothing of its task yet, for one skill."""
     spec, skill_index = networks.spec, session.act_step // networks.spec.skill_horizon
+    if session.exploration is Exploration.THOMPSON and networks.belief is not None:
+        return networks.belief.at_random(seed=session.seed, episode=session.episode, turn=skill_index // SWITCH_SKILLS)
     if session.exploration is not Exploration.BELIEF or networks.belief is None:
         return drawn_embedding(session.exploration, session.seed, session.episode, skill_index, spec.task_embedding_dim)
     now = networks.belief.follow(

@@ -49,7 +49,9 @@ def settle(session: Session, changes: Changes) -> list[int]:
         session.episode_return,
         session.phase,
         session.versions_used,
+        session.explores_from,
     )
+    session.best_return = max(session.best_return, session.episode_return)
     return missing
 
 

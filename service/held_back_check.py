@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from service.acting import beyond_embedding
 from service.policies import MetaPolicy, Networks
 from service.session_state import EpisodeRecord, Loaded
 from service.versions import VersionStore
@@ -34,7 +35,14 @@ def log_chosen(
     if policy is None or (policy.task_embedding is None and record.first_row == 0):
         return None
     embedding = networks.infer_task(context())[0] if policy.task_embedding is None else policy.task_embedding
-    return _log_normal(rows[:, networks.layout.skill], *_gaussians(policy, embedding, rows, networks)).astype(np.float32)
+    known = len(rows) if record.explores_from < 0 else record.explores_from  # a row is a skill
+    embeddings = np.repeat(embedding[None], known, 0)
+    chosen = [_log_normal(rows[:known, networks.layout.skill], *_gaussians(policy, embeddings, rows[:known], networks))] if known else []
+    if known < len(rows):
+        explored = [beyond_embedding(loaded.session.seed, record.episode, skill, networks) for skill in range(known, len(rows))]
+        drawn = _gaussians(networks.meta_policy, np.stack(explored), rows[known:], networks)
+        chosen.append(_log_normal(rows[known:, networks.layout.skill], *drawn))
+    return np.concatenate(chosen).astype(np.float32)
 
 
 def judge(finetuner: Finetuner, serving: MetaPolicy, networks: Networks) -> Estimate | None:
@@ -69,7 +77,7 @@ def _evidence(finetuner: Finetuner, held: HeldEpisode, serving: MetaPolicy, embe
     states, skills = torch.from_numpy(held.rows[:, layout.state]), torch.from_numpy(held.rows[:, layout.skill])
     mean, std, *_ = trained.policy(states, finetuner.task_embedding.expand(len(states), -1))
     std = networks.skill_temperature * std
-    served_mean, served_std = _gaussians(serving, embedding, held.rows, networks)
+    served_mean, served_std = _gaussians(serving, np.repeat(embedding[None], len(states), 0), held.rows, networks)
     noise = np.random.default_rng(_NOISE_SEED).standard_normal((_SAMPLES, *mean.shape)).astype(np.float32)
     drawn, served = mean.numpy() + std.numpy() * noise, served_mean + served_std * noise  # [samples, n, Z]
     return Evidence(
@@ -94,9 +102,9 @@ def _expected(finetuner: Finetuner, states: torch.Tensor, skills: torch.Tensor) 
     return np.asarray(values.reshape(len(values), count, -1).mean(1).numpy(), np.float64)
 
 
-def _gaussians(policy: MetaPolicy, embedding: Floats, rows: Floats, networks: Networks) -> tuple[Floats, Floats]:
-    """Means and standard deviations [n, Z] of what a policy draws in the states of rows [n, D]."""
-    mean, std, *_ = policy.graph.run(rows[:, networks.layout.state], np.repeat(embedding[None], len(rows), 0))
+def _gaussians(policy: MetaPolicy, embeddings: Floats, rows: Floats, networks: Networks) -> tuple[Floats, Floats]:
+    """Means and standard deviations [n, Z] of what a policy draws under embeddings [n, E] in the states of rows [n, D]."""
+    mean, std, *_ = policy.graph.run(rows[:, networks.layout.state], embeddings)
     return mean, np.float32(policy.temperature) * std
 
 

@@ -74,6 +74,7 @@ def _act(session: Session, event: Acted, networks: Networks, policies: Policies,
     policy = None
     if event.skill is not None:
         session.phase, session.rewarded = event.phase, event.rewarded
+        session.explores_from = event.step // networks.spec.skill_horizon if event.beyond else -1
         policy = policies(event.policy_version)
         if policy is None:
             found.unknown += 1

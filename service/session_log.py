@@ -31,7 +31,8 @@ class Began(Struct, frozen=True, tag="began", array_like=True):
 class Acted(Struct, frozen=True, tag="acted", array_like=True):
     """An action was given for a state; ``skill`` (float32 [Z]) when it began one, chosen in ``phase`` by this version.
 
-    ``rewarded``: whether the session had seen a reward by then.
+    ``rewarded``: whether the session had seen a reward by then. ``beyond``: whether the skill explored because there was nothing left to
+    gain.
     """
 
     step: int
@@ -41,6 +42,7 @@ class Acted(Struct, frozen=True, tag="acted", array_like=True):
     phase: Phase
     skill: bytes | None
     rewarded: bool = False
+    beyond: bool = False
 
 
 class Reported(Struct, frozen=True, tag="reported", array_like=True):

@@ -108,6 +108,8 @@ class Session(Struct, array_like=True):
     rewarded: bool = False
     episodes_completed: int = 0
     followed: Followed | None = None  # by a session that explores by a belief
+    best_return: float = 0.0  # of the completed episodes
+    explores_from: int = -1  # the open episode's first skill that explored because there was nothing left to gain; -1: none did
 
 
 class EpisodeRecord(Struct, frozen=True):
@@ -120,6 +122,7 @@ class EpisodeRecord(Struct, frozen=True):
     episode_return: float
     phase: Phase
     versions_used: list[int]
+    explores_from: int = -1  # its first skill that explored because there was nothing left to gain, with the bundle's policy; -1: none did
 
 
 @dataclass

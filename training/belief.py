@@ -25,7 +25,7 @@ from training.networks.reward_decoder import RewardDecoder
 from training.prior_regularised_sac import step
 from training.relabelling import Relabeller
 from training.replay import SkillEpisode, TaskReplay
-from training.rollout import Acting, TaskSimulator, rollout
+from training.rollout import Acting, Choice, TaskSimulator, rollout
 from training.run_log import RunLog
 
 CONTEXTS = 8
@@ -135,10 +135,10 @@ class BeliefTrainer:
         tasks = [self.tasks[index % len(self.tasks)] for index in range(count)]
         embeddings: list[Tensor] = []
 
-        def redraw(skill_index: int, states: Floats, active: NDArray[np.intp]) -> Tensor:
+        def redraw(skill_index: int, states: Floats, active: NDArray[np.intp], earned: Floats) -> Choice:
             while len(embeddings) <= skill_index // FOLLOW_SKILLS:
                 embeddings.append(draw(count))
-            return embeddings[skill_index // FOLLOW_SKILLS]
+            return Choice(embeddings[skill_index // FOLLOW_SKILLS])
 
         acting = Acting(torch.zeros(0), torch.zeros(count, dtype=torch.bool), redraw=redraw)
         episodes, paths = rollout(

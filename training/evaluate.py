@@ -15,6 +15,8 @@ from training.contract.belief import Belief, Following
 from training.contract.context import ContextLayout, Floats, select_context
 from training.contract.errors import ConfigError
 from training.contract.exploration import (
+    EXPLORE_SKILLS,
+    SWITCH_SKILLS,
     EpisodePlan,
     Exploration,
     Phase,
@@ -29,7 +31,7 @@ from training.finetuning import Finetuner
 from training.meta_learner import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
 from training.replay import SkillEpisode
-from training.rollout import Acting, TaskSimulator, rollout
+from training.rollout import Acting, Choice, TaskSimulator, rollout
 from training.stacked_finetuning import update_together
 
 
@@ -116,19 +118,24 @@ class TargetProtocol:
         plans = [self._plan(session, episode) for session in sessions]
         known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
 
-        def embeddings(skill_index: int, states: Floats, active: NDArray[np.intp]) -> torch.Tensor:
+        best = [max(session.returns, default=0.0) for session in sessions]
+        exploration, beyond = self.config.evaluate.exploration, np.zeros(len(sessions), np.bool_)
+
+        def choose(skill_index: int, states: Floats, active: NDArray[np.intp], earned: Floats) -> Choice:
             chosen = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32)
             for index in active:
-                inferred = known[index]
-                chosen[index] = (
-                    in_turn(inferred, skill_index)
-                    if inferred is not None
-                    else self._explored(sessions[index], states[index], episode, skill_index, plain=plans[index].use_skill_prior)
-                )
-            return torch.from_numpy(chosen)
+                session, inferred = sessions[index], known[index]
+                beyond[index] |= self.belief is not None and exploration.nothing_left(earned=earned[index], best=best[index])
+                if self.belief is not None and beyond[index]:
+                    chosen[index] = self.belief.at_random(seed=session.seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
+                elif inferred is not None:
+                    chosen[index] = in_turn(inferred, skill_index)
+                else:
+                    chosen[index] = self._explored(session, states[index], episode, skill_index, plain=plans[index].use_skill_prior)
+            return Choice(torch.from_numpy(chosen), beyond.copy())
 
-        plain = torch.tensor([plan.use_skill_prior for plan in plans])
-        acting = Acting(torch.zeros(0), plain, temperature=self.config.evaluate.skill_temperature, redraw=embeddings)
+        plain, temperature = torch.tensor([plan.use_skill_prior for plan in plans]), self.config.evaluate.skill_temperature
+        acting = Acting(torch.zeros(0), plain, temperature=temperature, redraw=choose, base=self.networks.policy)
         episodes = self._roll(sessions, acting, rng)
         for session, result in zip(sessions, episodes, strict=True):
             session.context.append(result.rows)
@@ -140,6 +147,8 @@ class TargetProtocol:
     def _explored(self, session: TargetSession, state: Floats, episode: int, skill_index: int, *, plain: bool) -> Floats:
         """The embedding [E] of a session that has no reward yet, for one skill."""
         exploration, dim = self.config.evaluate.exploration, self.spec.task_embedding_dim
+        if exploration is Exploration.THOMPSON and self.belief is not None and not plain:
+            return self.belief.at_random(seed=session.seed, episode=episode, turn=skill_index // SWITCH_SKILLS)
         if exploration is not Exploration.BELIEF or self.belief is None or plain:
             return drawn_embedding(exploration, session.seed, episode, skill_index, dim)
         session.following = self.belief.follow(

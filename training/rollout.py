@@ -31,19 +31,28 @@ class TaskSimulator(Protocol):
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The embeddings [B, E] of the next skills, and which of them [B] `Acting.base` chooses in the place of an episode's own policy."""
+
+    embeddings: Tensor
+    by_base: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
 class Acting:
     """How each episode acts: its task embedding [B, E], and whether by the plain skill prior [B].
 
     ``temperature``: what the policy's standard deviations are multiplied by; the skill prior's are not.
-    ``redraw``, where given, is asked at every skill choice for the embeddings [B, E] to use from then on, with the skill's number, all
-    states [B, S] and which episodes still go on [K].
+    ``redraw``, where given, is asked at every skill choice, with the skill's number, all states [B, S], which episodes still go on [K] and
+    what all have earned so far [B].
     """
 
     embeddings: Tensor
     plain_prior: Tensor
     deterministic: bool = False
     temperature: float = 1.0
-    redraw: Callable[[int, Floats, NDArray[np.intp]], Tensor] | None = None
+    redraw: Callable[[int, Floats, NDArray[np.intp], Floats], Choice] | None = None
+    base: MetaPolicy | None = None
 
     @classmethod
     def by_policy(cls, embeddings: Tensor, *, deterministic: bool = False) -> "Acting":
@@ -85,11 +94,11 @@ def rollout(
     if paths:
         record.paths = np.zeros((count, simulator.episode_steps + 1, states.shape[1]), np.float32)
         record.paths[:, 0] = states
-    active = np.arange(count)
+    active, earned = np.arange(count), np.zeros(count, np.float32)
     for began in range(0, simulator.episode_steps, horizon):
         before = states[active]
-        embeddings = acting.redraw(began // horizon, states, active) if acting.redraw else acting.embeddings
-        skills = _choose_skills(policies, torch.from_numpy(before), embeddings, acting, active, generator)
+        choice = acting.redraw(began // horizon, states, active, earned) if acting.redraw else Choice(acting.embeddings)
+        skills = _choose_skills(policies, torch.from_numpy(before), choice, acting, active, generator)
         rewards, alive, owner = np.zeros(len(active), np.float32), np.arange(len(active)), active
         for _ in range(min(horizon, simulator.episode_steps - began)):
             actions = decoder(torch.from_numpy(states[owner[alive]]), skills[alive]).numpy()
@@ -103,6 +112,7 @@ def rollout(
             alive = alive[~ended]
             if not len(alive):
                 break
+        earned[owner] += rewards
         flags = record.terminated[owner].astype(np.float32)
         rows = np.concatenate([before, skills.numpy(), rewards[:, None], flags[:, None], states[owner]], 1).astype(np.float32)
         for index, row in zip(owner, rows, strict=True):
@@ -122,18 +132,19 @@ def rollout(
 def _choose_skills(
     policies: MetaPolicy | Sequence[MetaPolicy],
     states: Tensor,
-    embeddings: Tensor,
+    choice: Choice,
     acting: Acting,
     active: NDArray[np.intp],
     generator: torch.Generator,
 ) -> Tensor:
     index = torch.from_numpy(active)
-    embeddings = embeddings[index]
+    embeddings = choice.embeddings[index]
     plain = acting.plain_prior[index, None]
     if isinstance(policies, MetaPolicy):
         mean, std, prior_mean, prior_std = policies(states, embeddings)
     else:
-        answers = [policies[i](states[k : k + 1], embeddings[k : k + 1]) for k, i in enumerate(active)]
+        chosen_by = [acting.base if acting.base and choice.by_base is not None and choice.by_base[i] else policies[i] for i in active]
+        answers = [policy(states[k : k + 1], embeddings[k : k + 1]) for k, policy in enumerate(chosen_by)]
         mean, std, prior_mean, prior_std = (torch.cat(parts) for parts in zip(*answers, strict=True))
     mean, std = torch.where(plain, prior_mean, mean), torch.where(plain, prior_std, acting.temperature * std)
     return mean if acting.deterministic else mean + std * torch.randn(mean.shape, generator=generator)

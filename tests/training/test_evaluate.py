@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training.tiny import LAYOUT, MAX_CONTEXT, TINY_SPEC, E, world_config
-from tests.training.worlds import TwoSidedWorld
+from tests.training.worlds import CountingWorld, TwoSidedWorld
 from training import evaluate
 from training.contract.belief import Belief
 from training.contract.context import select_context
@@ -25,11 +25,11 @@ def acted(monkeypatch):
     rollout = evaluate.rollout
 
     def spy(simulator, tasks, policies, decoder, acting, **options):
-        def redraw(skill_index, states, active):
-            embeddings = acting.redraw(skill_index, states, active)
+        def redraw(skill_index, states, active, earned):
+            choice = acting.redraw(skill_index, states, active, earned)
             if skill_index == 0:
-                seen.append((embeddings, acting.plain_prior.tolist(), policies))
-            return embeddings
+                seen.append((choice.embeddings, acting.plain_prior.tolist(), policies))
+            return choice
 
         return rollout(simulator, tasks, policies, decoder, replace(acting, redraw=redraw), **options)
 
@@ -70,6 +70,51 @@ def test_by_a_belief_the_mean_acts_first_once_there_was_a_reward(exported, meta_
         mean, _ = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))
     torch.testing.assert_close(acted[first + 1][0][index], mean[0])
     assert acted[first][0][index].tolist() in PARTICLES.tolist()
+
+
+class PaysFirst(CountingWorld):
+    """Pays 1 for the first step of an episode, and nothing for the others; no task ends."""
+
+    def reset(self, tasks, rng):
+        return super().reset([1000] * len(tasks), rng)
+
+    def step(self, actions, active):
+        states, _, ended = super().step(actions, active)
+        return states, (self.counts[active] == 1).astype(np.float32), ended
+
+
+@pytest.mark.parametrize(("exploration", "belief"), [("thompson", BELIEF), ("thompson", None), ("switching", BELIEF)])
+def test_with_nothing_left_to_gain_a_session_explores_with_particles_and_the_policy_of_the_bundle(
+    exported, meta_networks, monkeypatch, exploration, belief
+):
+    chosen, rollout = [], evaluate.rollout
+
+    def spy(simulator, tasks, policies, decoder, acting, **options):
+        def redraw(skill_index, states, active, earned):
+            choice = acting.redraw(skill_index, states, active, earned)
+            chosen.append((skill_index, choice.by_base.tolist(), choice.embeddings.tolist()))
+            assert acting.base is meta_networks.policy
+            return choice
+
+        return rollout(simulator, tasks, policies, decoder, replace(acting, redraw=redraw), **options)
+
+    monkeypatch.setattr(evaluate, "rollout", spy)
+    world = PaysFirst(episode_steps=13)
+    (session, *_) = run(exported, meta_networks, world, belief=belief, exploration=exploration)
+    assert session.returns == [1.0] * EPISODES
+    skills = len(chosen) // EPISODES
+    assert skills == 3
+    for number, (skill_index, by_base, embeddings) in enumerate(chosen):
+        explores = exploration == "thompson" and belief is not None and number >= skills and skill_index > 0
+        assert by_base == [explores] * len(by_base)
+        if explores:
+            assert all(np.float32(embedding).tolist() in PARTICLES.tolist() for embedding in embeddings)
+
+
+def test_before_the_first_reward_thompson_sampling_draws_particles(exported, meta_networks, acted):
+    run(exported, meta_networks, TwoSidedWorld(end=50.0), finetuning=False, belief=BELIEF, exploration="thompson", episodes=K)
+    drawn = [embedding.tolist() for embeddings, _, _ in acted for embedding in embeddings]
+    assert {tuple(embedding) for embedding in drawn} == {tuple(particle) for particle in PARTICLES.tolist()}
 
 
 def test_a_rewarded_session_learns_from_all_its_episodes_once_it_has_conditioned(exported, meta_networks, acted):

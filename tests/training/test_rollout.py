@@ -6,7 +6,7 @@ from torch import nn
 from tests.training.tiny import LAYOUT, H, Z
 from tests.training.worlds import CountingWorld
 from training.networks.meta_policy import MetaPolicy
-from training.rollout import Acting, rollout
+from training.rollout import Acting, Choice, rollout
 
 
 class FixedPolicy(MetaPolicy):
@@ -90,16 +90,25 @@ def test_episodes_may_follow_the_plain_skill_prior():
     assert prior.rows[0, LAYOUT.skill.start] == -1
 
 
-def test_embeddings_may_be_redrawn_at_every_skill():
+def test_embeddings_may_be_chosen_anew_at_every_skill():
     asked = []
 
-    def redraw(skill_index, states, active):
-        asked.append((skill_index, states[:, 0].tolist(), active.tolist()))
-        return torch.full((2, 2), float(skill_index + 1))
+    def redraw(skill_index, states, active, earned):
+        asked.append((skill_index, states[:, 0].tolist(), active.tolist(), earned.tolist()))
+        return Choice(torch.full((2, 2), float(skill_index + 1)))
 
     episodes, _ = run(CountingWorld(episode_steps=13), [4, 100], Acting(torch.zeros(2, 2), torch.zeros(2, dtype=torch.bool), redraw=redraw))
-    assert asked == [(0, [0, 0], [0, 1]), (1, [4, 5], [1]), (2, [4, 10], [1])]
+    assert asked == [(0, [0, 0], [0, 1], [0, 0]), (1, [4, 5], [1], [54, 5]), (2, [4, 10], [1], [54, 10])]
     assert episodes[1].rows[:, LAYOUT.skill.start].tolist() == [10, 25, 40]
+
+
+def test_single_skills_may_be_chosen_by_a_base_policy():
+    def redraw(skill_index, states, active, earned):
+        return Choice(torch.zeros(2, 2), np.array([skill_index == 1, False]))
+
+    acting = Acting(torch.zeros(0), torch.zeros(2, dtype=torch.bool), redraw=redraw, base=FixedPolicy(1000.0))
+    episodes, _ = run(CountingWorld(episode_steps=13), [100, 100], acting, [FixedPolicy(), FixedPolicy(100.0)])
+    assert [episode.rows[:, LAYOUT.skill.start].tolist() for episode in episodes] == [[0, 1005, 10], [100, 105, 110]]
 
 
 class NoisyPolicy(FixedPolicy):

@@ -33,6 +33,7 @@ LEAST = 1e-6
 
 _PARTICLE_STREAM = 0xBE11
 _CANDIDATE_STREAM = 0xCA4D
+_RANDOM_STREAM = 0x4A2D
 
 RewardProbability = Callable[[Floats, Floats], Floats]
 """Probability of a reward, float32 [B], in states [B, S] for task embeddings [B, E]."""
@@ -82,6 +83,12 @@ class Belief:
             return replace(before, plausibility=plausibility)
         particle = _drawn(plausibility**SHARPNESS, np.random.default_rng([_PARTICLE_STREAM, seed, episode, skill_index]))
         return Following(plausibility, particle, skill_index, float(plausibility[particle]))
+
+    def at_random(self, *, seed: int, episode: int, turn: int) -> Floats:
+        """A particle [E], each as probable as another; the same arguments give the same one."""
+        number = np.random.default_rng([_RANDOM_STREAM, seed, episode, turn]).integers(len(self.particles))
+        particle: Floats = self.particles[number]
+        return particle
 
     def seen_in_vain(self, plausibility: Floats, state: Floats) -> Floats:
         """Plausibility [P] after ``state`` [S] brought no reward."""

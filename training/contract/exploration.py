@@ -30,6 +30,9 @@ class Phase(StrEnum):
 SWITCH_SKILLS = 40
 """Skills for which the `SWITCHING` exploration keeps an embedding: about as long as the way to a task takes."""
 
+EXPLORE_SKILLS = 4
+"""Skills for which a session with nothing left to gain in its episode keeps the embedding that it explores with."""
+
 
 class Exploration(StrEnum):
     """How conditioning episodes choose their embeddings.
@@ -37,15 +40,21 @@ class Exploration(StrEnum):
     ``prior``: one for a whole episode, as SiMPL does. ``switching``: a new one every `SWITCH_SKILLS` skills, so that a long episode without
     reward tries several tasks rather than staying at one that is not the right one. ``thompson``: as ``switching`` until the first reward,
     then one for a whole episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019,
-    section 4.2), so that exploring goes on where the task is likely to be. ``belief``: until the first reward it follows particles of a
-    belief over tasks, and gives one up for another as soon as what was seen rules it out (`training.contract.belief`); then the posterior's
-    mean, and while no reward comes, draws from the posterior in turn that explain the rewards so far.
+    section 4.2), so that exploring goes on where the task is likely to be. Where the bundle has particles, embeddings of training tasks,
+    they take the place of N(0, I); and they are acted with, in any episode, from the moment that there is nothing left to gain by what the
+    session knows (`nothing_left`), for more can only come from what it has not tried. ``belief``: until the first reward it follows
+    particles of a belief over tasks, and gives one up for another as soon as what was seen rules it out (`training.contract.belief`); then
+    the posterior's mean, and while no reward comes, draws from the posterior in turn that explain the rewards so far.
     """
 
     PRIOR = "prior"
     SWITCHING = "switching"
     THOMPSON = "thompson"
     BELIEF = "belief"
+
+    def nothing_left(self, *, earned: float, best: float) -> bool:
+        """Whether an episode that has ``earned`` so much can gain no more by what its session knows, whose best episode earned ``best``."""
+        return self is Exploration.THOMPSON and 0 < best <= earned
 
     def asks_posterior(self, phase: Phase, *, rewarded: bool) -> bool:
         """Whether an episode in ``phase`` explores with an embedding from the session's posterior."""
