@@ -1,0 +1,139 @@
+"""Sessions by Thompson sampling that explore when their episode has nothing left to gain by what they know."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from service.acting import beyond_embedding
+from service.held_back_check import log_chosen
+from service.policies import Networks
+from service.session_state import EpisodeRecord
+from service.sessions_cli import main
+from service.settings import Settings
+from tests.conftest import Driver, state
+from tests.service.learners import work_off, worker
+from training.contract.bundle import Bundle
+from training.contract.exploration import EXPLORE_SKILLS, skill_noise
+
+H, STEPS = 5, 12
+REWARDED = 2  # the step that earns 1, within an episode's first skill
+
+
+def thinker(api: TestClient, **options: Any) -> Driver:
+    return Driver(api, exploration="thompson", conditioning_episodes=1, **options)
+
+
+def episode(driver: Driver, reward: float = 1.0, steps: int = STEPS) -> list[Any]:
+    """One whole episode, rewarded once. Returns the action replies."""
+    number = driver.start()["episode"]
+    replies = [driver.act(number, 0, state(number, 0))]
+    for step in range(steps):
+        outcome = {"reward": reward if step == REWARDED else 0.0, "terminated": step == steps - 1}
+        replies.append(driver.step(number, step, state(number, step + 1), **outcome))
+    return replies
+
+
+def records(driver: Driver) -> list[EpisodeRecord]:
+    store = driver.api.app.state.parts.store
+    return store.episodes(store.load(driver.session["session_id"]).keys)
+
+
+def test_skills_come_from_the_bundles_policy_under_a_training_tasks_embedding(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver = thinker(api)
+    episode(driver)
+    work_off(worker(settings, tiny_networks))
+    replies = episode(driver)
+    assert [reply["policy_version"] for reply in replies[:STEPS]] == [1] * H + [0] * (STEPS - H)
+    assert {reply["phase"] for reply in replies} == {"finetuning"}
+    for skill in (1, 2):
+        embedding = beyond_embedding(7, 1, skill, tiny_networks)
+        assert embedding.tolist() in tiny_networks.belief.particles.tolist()
+        observation = np.array(state(1, skill * H), np.float32)
+        chosen = tiny_networks.meta_policy.choose_skill(observation, embedding, skill_noise(7, 1, skill * H, 3), use_skill_prior=False)
+        assert replies[skill * H]["action"] == tiny_networks.decode(observation, chosen).tolist()
+    assert [(record.versions_used, record.explores_from) for record in records(driver)] == [([0], -1), ([1], 1)]
+
+
+def test_embeddings_change_every_few_skills_and_from_episode_to_episode(tiny_networks: Networks) -> None:
+    drawn = [beyond_embedding(7, 1, skill, tiny_networks).tolist() for skill in range(10 * EXPLORE_SKILLS)]
+    assert all(drawn[skill] == drawn[skill - skill % EXPLORE_SKILLS] for skill in range(len(drawn)))
+    assert len({tuple(embedding) for embedding in drawn}) > 2
+    assert any(beyond_embedding(7, 2, skill, tiny_networks).tolist() != drawn[skill] for skill in range(len(drawn)))
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.5])
+def test_an_episode_that_has_earned_less_than_the_best_goes_on_as_the_session_knows(api: TestClient, reward: float) -> None:
+    driver = thinker(api)
+    episode(driver)
+    episode(driver, reward)
+    assert records(driver)[-1].explores_from == -1
+
+
+def test_exploring_that_has_begun_goes_on_though_a_penalty_follows(api: TestClient) -> None:
+    driver = thinker(api)
+    episode(driver)
+    number = driver.start()["episode"]
+    driver.act(number, 0, state(number, 0))
+    for step in range(STEPS):
+        reward = {REWARDED: 1.0, H + 1: -1.0}.get(step, 0.0)
+        driver.step(number, step, state(number, step + 1), reward=reward, terminated=step == STEPS - 1)
+    assert records(driver)[-1].explores_from == 1
+
+
+@pytest.mark.parametrize("asked", [{"deterministic": True}, {"exploration": "switching"}, "adapted"])
+def test_a_session_that_was_asked_for_something_else_does_that(api: TestClient, asked: Any) -> None:
+    driver = thinker(api) if isinstance(asked, str) else Driver(api, **{"exploration": "thompson", "conditioning_episodes": 1} | asked)
+    episode(driver)
+    if isinstance(asked, str):
+        driver.ok(api.patch(driver.path, json={"phase": asked}))
+    episode(driver)
+    assert records(driver)[-1].explores_from == -1
+
+
+def test_a_replay_is_identical_to_the_bit(
+    api: TestClient, settings: Settings, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SKILLET_REDIS_URL", str(settings.redis_url))
+    driver = thinker(api)
+    for _ in range(3):
+        episode(driver)
+    assert records(driver)[-1].explores_from == 1
+    assert main(["replay", driver.session["session_id"], "--bundle", str(tiny_bundle.path)]) == 0
+    assert f"{3 * STEPS} actions replayed, {3 * STEPS} identical, 0 differ" in capsys.readouterr().out
+
+
+def test_what_is_known_of_how_a_skill_was_chosen_is_what_it_was_chosen_by(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver = thinker(api, share_skills=True)
+    episode(driver)
+    work_off(worker(settings, tiny_networks))
+    episode(driver)
+    parts = api.app.state.parts
+    loaded, record = parts.store.load(driver.session["session_id"]), records(driver)[-1]
+    layout = tiny_networks.layout
+    rows = parts.store.context(loaded.keys, record.first_row, record.end_row, layout.width)
+    found = log_chosen(loaded, record, rows, lambda: rows[:0], tiny_networks, parts.versions)
+    tuned = parts.versions.policy(loaded.keys, 1, tiny_networks)
+    for skill, (row, density) in enumerate(zip(rows, found, strict=True)):
+        policy, embedding = (
+            (tuned, tuned.task_embedding) if skill == 0 else (tiny_networks.meta_policy, beyond_embedding(7, 1, skill, tiny_networks))
+        )
+        mean, std, *_ = policy.graph.run_one(row[layout.state], embedding)
+        noise = skill_noise(7, 1, skill * H, 3)
+        np.testing.assert_allclose(row[layout.skill], mean + std * noise, atol=1e-5)
+        assert density == pytest.approx(float((-0.5 * noise**2 - np.log(std) - 0.5 * np.log(2 * np.pi)).sum()), rel=1e-3)
+
+
+def test_before_the_first_reward_embeddings_are_those_of_training_tasks(api: TestClient, tiny_networks: Networks) -> None:
+    driver = thinker(api)
+    number = driver.start()["episode"]
+    action = driver.act(number, 0, state(number, 0))["action"]
+    observation, noise = np.array(state(number, 0), np.float32), skill_noise(7, 0, 0, 3)
+    embedding = tiny_networks.belief.at_random(seed=7, episode=0, turn=0)
+    chosen = tiny_networks.meta_policy.choose_skill(observation, embedding, noise, use_skill_prior=False)
+    assert action == tiny_networks.decode(observation, chosen).tolist()
