@@ -8,6 +8,7 @@ once no reward is missing or the next episode begins.
 from service.policies import Networks
 from service.session_state import Changes, EpisodeRecord, OpenSkill, Outcome, Session
 from training.contract.context import ContextLayout, unpack_vector
+from training.contract.exploration import RECENT_EPISODES
 
 
 def fold_next(session: Session, outcome: Outcome, changes: Changes, networks: Networks) -> None:
@@ -51,7 +52,7 @@ def settle(session: Session, changes: Changes) -> list[int]:
         session.versions_used,
         session.explores_from,
     )
-    session.best_return = max(session.best_return, session.episode_return)
+    session.recent_returns = [*session.recent_returns, session.episode_return][-RECENT_EPISODES:]
     return missing
 
 

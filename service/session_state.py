@@ -108,7 +108,7 @@ class Session(Struct, array_like=True):
     rewarded: bool = False
     episodes_completed: int = 0
     followed: Followed | None = None  # by a session that explores by a belief
-    best_return: float = 0.0  # of the completed episodes
+    recent_returns: list[float] = []  # of the newest completed episodes, which tell what the session knows how to earn
     explores_from: int = -1  # the open episode's first skill that explored because there was nothing left to gain; -1: none did
 
 

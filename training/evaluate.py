@@ -118,14 +118,13 @@ class TargetProtocol:
         plans = [self._plan(session, episode) for session in sessions]
         known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
 
-        best = [max(session.returns, default=0.0) for session in sessions]
         exploration, beyond = self.config.evaluate.exploration, np.zeros(len(sessions), np.bool_)
 
         def choose(skill_index: int, states: Floats, active: NDArray[np.intp], earned: Floats) -> Choice:
             chosen = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32)
             for index in active:
                 session, inferred = sessions[index], known[index]
-                beyond[index] |= self.belief is not None and exploration.nothing_left(earned=earned[index], best=best[index])
+                beyond[index] |= self.belief is not None and exploration.nothing_left(earned=earned[index], returns=session.returns)
                 if self.belief is not None and beyond[index]:
                     chosen[index] = self.belief.at_random(seed=session.seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
                 elif inferred is not None:

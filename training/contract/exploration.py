@@ -7,6 +7,7 @@ then on it acts with the posterior's mean.
 All randomness derives from (session seed, episode, step), so a session that is recovered or replayed acts the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,6 +31,9 @@ class Phase(StrEnum):
 SWITCH_SKILLS = 40
 """Skills for which the `SWITCHING` exploration keeps an embedding: about as long as the way to a task takes."""
 
+RECENT_EPISODES = 5
+"""Episodes that tell what a session knows how to earn."""
+
 EXPLORE_SKILLS = 4
 """Skills for which a session with nothing left to gain in its episode keeps the embedding that it explores with."""
 
@@ -52,8 +56,12 @@ class Exploration(StrEnum):
     THOMPSON = "thompson"
     BELIEF = "belief"
 
-    def nothing_left(self, *, earned: float, best: float) -> bool:
-        """Whether an episode that has ``earned`` so much can gain no more by what its session knows, whose best episode earned ``best``."""
+    def nothing_left(self, *, earned: float, returns: Sequence[float]) -> bool:
+        """Whether an episode that has ``earned`` so much can gain no more by what its session knows, whose episodes had these ``returns``.
+
+        The newest `RECENT_EPISODES` tell: what one lucky episode earned long ago, the session does not know how to earn.
+        """
+        best = max(returns[-RECENT_EPISODES:], default=0.0)
         return self is Exploration.THOMPSON and 0 < best <= earned
 
     def asks_posterior(self, phase: Phase, *, rewarded: bool) -> bool:
