@@ -15,7 +15,7 @@ from service.settings import Settings
 from tests.conftest import Driver, state
 from tests.service.learners import work_off, worker
 from training.contract.bundle import Bundle
-from training.contract.exploration import EXPLORE_SKILLS, skill_noise
+from training.contract.exploration import EXPLORE_SKILLS, RECENT_EPISODES, skill_noise
 
 H, STEPS = 5, 12
 REWARDED = 2  # the step that earns 1, within an episode's first skill
@@ -71,6 +71,16 @@ def test_an_episode_that_has_earned_less_than_the_best_goes_on_as_the_session_kn
     episode(driver)
     episode(driver, reward)
     assert records(driver)[-1].explores_from == -1
+
+
+def test_what_one_lucky_episode_earned_long_ago_does_not_stop_a_session_from_exploring(api: TestClient) -> None:
+    driver = thinker(api)
+    episode(driver, reward=2.0)
+    for _ in range(RECENT_EPISODES):
+        episode(driver)
+    assert [record.explores_from for record in records(driver)] == [-1] * (1 + RECENT_EPISODES)
+    episode(driver)
+    assert records(driver)[-1].explores_from == 1
 
 
 def test_exploring_that_has_begun_goes_on_though_a_penalty_follows(api: TestClient) -> None:
