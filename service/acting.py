@@ -160,9 +160,7 @@ def explores_beyond(session: Session, networks: Networks) -> bool:
     """
     if networks.belief is None or session.deterministic or session.forced_phase is not None:
         return False
-    return session.explores_from >= 0 or session.exploration.nothing_left(
-        earned=session.episode_return, returns=session.recent_returns
-    )
+    return session.explores_from >= 0 or session.exploration.nothing_left(earned=session.episode_return, returns=session.recent_returns)
 
 
 def _choose_skill(session: Session, state: Floats, networks: Networks, policy: MetaPolicy) -> OpenSkill:

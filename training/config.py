@@ -61,6 +61,11 @@ class SkillConfig(Frozen):
     steps: int = Field(default=12_000, gt=0)
     batch: int = Field(default=384, gt=0)
     decoded_steps: int = Field(default=3, gt=0, description="steps of each window that are decoded in an update")
+    return_temperature: float | None = Field(
+        default=None,
+        gt=0,
+        description="sample windows by exp(G / this), G what their episode would have earned at best in a training task; None: evenly",
+    )
     learning_rate: float = Field(default=1e-3, gt=0)
 
     @model_validator(mode="after")

@@ -20,6 +20,21 @@ InEachTask = list[Floats]
 """One episode's rows [n, D] as they would have been in each task."""
 
 
+def weights_by_return(
+    simulator: TaskSimulator, tasks: Sequence[Any], episodes: Sequence[Episode], *, discount: float, temperature: float
+) -> Floats:
+    """exp(G / temperature) for each of the episodes, at most 1; G is what it would have earned at best in a task, discounted by the step.
+
+    Of noisy demonstrations, those that reach something soon show skills best (maximum return relabelling: SISL, ICLR 2026).
+    """
+    best = np.zeros(len(episodes))
+    for index, episode in enumerate(episodes):
+        rewards, _, _ = simulator.judge(episode.observations, tasks)
+        best[index] = (rewards @ discount ** np.arange(rewards.shape[1])).max()
+    weights: Floats = np.exp((best - best.max()) / temperature).astype(np.float32)
+    return weights
+
+
 class Relabeller:
     """Knows the tasks and how a simulator judges paths in them."""
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import SkillConfig, TrainingConfig
+from training.contract.context import Floats
 from training.contract.errors import ConfigError
 from training.data import Episode
 from training.networks.blocks import kl_divergence, kl_to_standard
@@ -22,9 +23,9 @@ CHECKPOINT_STEPS = 2000
 
 
 class SkillWindows:
-    """All windows of ``H`` steps of a set of episodes, sampled uniformly."""
+    """All windows of ``H`` steps of a set of episodes, sampled uniformly or, where ``weights`` [episodes] are given, by their episode's."""
 
-    def __init__(self, episodes: Sequence[Episode], horizon: int) -> None:
+    def __init__(self, episodes: Sequence[Episode], horizon: int, weights: Floats | None = None) -> None:
         usable = [episode for episode in episodes if len(episode.actions) >= horizon]
         if not usable:
             raise ConfigError(
@@ -37,12 +38,22 @@ class SkillWindows:
         begins = np.cumsum([0, *lengths[:-1]])
         starts = [begin + np.arange(length - horizon + 1) for begin, length in zip(begins, lengths, strict=True)]
         self.starts = torch.from_numpy(np.concatenate(starts))
+        self._cumulative: Tensor | None = None
+        if weights is not None:
+            kept = [weight for episode, weight in zip(episodes, weights, strict=True) if len(episode.actions) >= horizon]
+            each = np.repeat(np.asarray(kept, np.float64), [len(windows) for windows in starts])
+            self._cumulative = torch.from_numpy(np.cumsum(each))
 
     def sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """States [batch, H, S] and actions [batch, H, A]."""
-        chosen = self.starts[torch.randint(len(self.starts), (batch,), generator=generator)]
-        rows = chosen[:, None] + torch.arange(self.horizon)
+        rows = self.starts[self._draw(batch, generator)][:, None] + torch.arange(self.horizon)
         return self.states[rows], self.actions[rows]
+
+    def _draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        if self._cumulative is None:
+            return torch.randint(len(self.starts), (batch,), generator=generator)
+        uniform = torch.rand(batch, generator=generator, dtype=torch.float64)
+        return torch.searchsorted(self._cumulative, uniform * self._cumulative[-1], right=True).clamp_max(len(self.starts) - 1)
 
 
 class SkillLearner:
@@ -96,11 +107,15 @@ def extract_skills(
     action_high: NDArray[np.float32],
     run_dir: Path,
     device: str = "cpu",
+    weights: Floats | None = None,
 ) -> SkillModel:
-    """Train (or go on training) the skill model; checkpoints and metrics in ``run_dir``. Returns it on the CPU, in evaluation mode."""
+    """Train (or go on training) the skill model; checkpoints and metrics in ``run_dir``. Returns it on the CPU, in evaluation mode.
+
+    ``weights`` [episodes]: how often their windows are learned from, relative to each other; None: all alike.
+    """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    windows = SkillWindows(episodes, config.skills.horizon)
+    windows = SkillWindows(episodes, config.skills.horizon, weights)
     learner = SkillLearner(build_skill_model(config, windows, action_low, action_high), config.skills, device)
     checkpoint = run_dir / "skills.safetensors"
     done = 0

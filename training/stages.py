@@ -31,6 +31,7 @@ from training.networks.meta_policy import MetaPolicy
 from training.networks.skill_model import SkillModel
 from training.offline import offline_episodes
 from training.plots import plot_learning_curve, plot_meta_training, plot_task_embeddings
+from training.relabelling import weights_by_return
 from training.rollout import Acting, rollout
 from training.run_log import RunLog
 from training.session_store import load_sessions, run_sessions
@@ -157,7 +158,13 @@ def collect(run: Run) -> None:
 def skills(run: Run) -> None:
     """extract skills from the offline data (SPiRL)"""
     config = run.config
-    model = extract_skills(config, run.offline_episodes(), *run.domain.action_limits, run.dir, run.device)
+    episodes, weights = run.offline_episodes(), None
+    if config.skills.return_temperature is not None:
+        simulator, discount = run.domain.training_simulator, config.meta.discount ** (1 / config.skills.horizon)
+        weights = weights_by_return(
+            simulator, run.domain.train_tasks, episodes, discount=discount, temperature=config.skills.return_temperature
+        )
+    model = extract_skills(config, episodes, *run.domain.action_limits, run.dir, run.device, weights)
     tasks = list(itertools.islice(itertools.cycle(run.domain.test_tasks), PRIOR_EPISODES))
     layout = ContextLayout(len(model.features.mean), config.skills.skill_dim)
     policy = MetaPolicy(model.prior, config.skills.skill_dim, config.networks)

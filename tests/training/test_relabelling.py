@@ -7,7 +7,7 @@ from tests.training.test_rollout import run
 from tests.training.tiny import LAYOUT, A, H, S, Z
 from tests.training.worlds import CountingWorld
 from training.data import Episode
-from training.relabelling import Relabeller
+from training.relabelling import Relabeller, weights_by_return
 from training.rollout import Acting
 
 
@@ -42,6 +42,13 @@ def test_an_episode_that_ended_is_open_in_a_task_that_goes_on():
     relabelled = relabeller(world, [100]).rewarded(episode.rows, path)[0]
     assert not relabelled.rows[:, LAYOUT.terminated].any()
     assert relabelled.episode_return == 12
+
+
+def test_an_episode_weighs_by_what_it_would_have_earned_at_best():
+    world, episodes = CountingWorld(13), [counted(12), counted(2), counted(1)]
+    weights = weights_by_return(world, [2, 3], episodes, discount=0.5, temperature=10.0)
+    earned = np.array([1 + 0.5 * 51, 1 + 0.5 * 51, 1.0])  # task 2, whose end pays 50 more after two steps, and soonest
+    np.testing.assert_allclose(weights, np.exp((earned - earned.max()) / 10), rtol=1e-5)
 
 
 class KnownSkills(nn.Module):

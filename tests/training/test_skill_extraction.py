@@ -55,6 +55,13 @@ def test_windows_never_cross_episodes_and_cover_every_start():
     assert starts == {(0, step) for step in range(5)} | {(2, 0), (3, 0), (3, 1)}
 
 
+def test_windows_of_an_episode_are_drawn_by_its_weight():
+    episodes = [numbered_episode(0, 9), numbered_episode(1, 3), numbered_episode(2, 6), numbered_episode(3, 6)]
+    states, _ = SkillWindows(episodes, H, np.array([1.0, 9.0, 0.0, 4.0], np.float32)).sample(6000, torch.Generator().manual_seed(0))
+    drawn = np.bincount(states[:, 0, 0].int().numpy(), minlength=4) / 6000
+    np.testing.assert_allclose(drawn, [5 / 13, 0, 0, 8 / 13], atol=0.02)  # 5 windows of weight 1, 2 of weight 4; the second is too short
+
+
 def test_episodes_that_are_all_too_short_are_refused():
     with pytest.raises(ConfigError, match="no episode has the 5 steps of a skill; the longest has 4"):
         SkillWindows([numbered_episode(0, 4), numbered_episode(1, 2)], H)
