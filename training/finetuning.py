@@ -37,7 +37,7 @@ class LearnerNetworks(torch.nn.Module):
     """What fine-tuning trains: policy (on its frozen skill prior), critics and KL coefficient."""
 
     def __init__(
-        self, layout: ContextLayout, features: FeatureConfig, skills: SkillConfig, networks: NetworkConfig, kl_target: float
+        self, layout: ContextLayout, features: FeatureConfig, skills: SkillConfig, networks: NetworkConfig, finetuning: FinetuningConfig
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -45,13 +45,13 @@ class LearnerNetworks(torch.nn.Module):
         self.policy = MetaPolicy(SkillPrior(state_features, skills), layout.skill_dim, networks)
         self.critic = SkillCritic(state_features, layout.skill_dim, networks)
         self.target_critic = SkillCritic(state_features, layout.skill_dim, networks).requires_grad_(False)
-        self.coefficient = Coefficients(1e-3, kl_target)
+        self.coefficient = Coefficients(1e-3, finetuning.kl_target, may_fall=finetuning.coefficient_may_fall)
 
     @classmethod
     def from_meta(cls, networks: "MetaNetworks", config: TrainingConfig, coefficient: float) -> "LearnerNetworks":
         """Copies of meta-trained networks, with the KL coefficient to begin from."""
         layout = ContextLayout(len(networks.policy.skill_prior.features.mean), config.skills.skill_dim)
-        learner = cls(layout, config.features, config.skills, config.networks, config.finetuning.kl_target)
+        learner = cls(layout, config.features, config.skills, config.networks, config.finetuning)
         learner.load_state_dict(load_tensors(cls.pack(networks.policy, networks.critic, networks.target_critic, coefficient)))
         return learner
 
@@ -73,7 +73,7 @@ class LearnerNetworks(torch.nn.Module):
             FeatureConfig.model_validate(sizes["features"]),
             SkillConfig.model_validate(sizes["skills"]),
             NetworkConfig.model_validate(sizes["networks"]),
-            FinetuningConfig.model_validate(bundle.manifest.finetuning).kl_target,
+            FinetuningConfig.model_validate(bundle.manifest.finetuning),
         )
         try:
             networks.load_state_dict(load_tensors(bundle.read(LEARNER_WEIGHTS)))

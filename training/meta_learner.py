@@ -75,8 +75,9 @@ class MetaLearner:
         self.generator = torch.Generator().manual_seed(seed)
         self.encoder_prior = Coefficients(config.encoder_prior_coefficient, config.encoder_prior_target)
         self.encoder_posterior = Coefficients(config.encoder_posterior_coefficient, config.encoder_posterior_target, tasks)
-        self.policy_prior = Coefficients(config.policy_prior_coefficient, config.policy_prior_target)
-        self.policy_posterior = Coefficients(config.policy_posterior_coefficient, config.policy_posterior_target)
+        fall = config.coefficient_may_fall
+        self.policy_prior = Coefficients(config.policy_prior_coefficient, config.policy_prior_target, may_fall=fall)
+        self.policy_posterior = Coefficients(config.policy_posterior_coefficient, config.policy_posterior_target, may_fall=fall)
         for coefficient in self.coefficients().values():
             coefficient.to(device)
         judging = [*networks.critic.parameters(), *networks.encoder.parameters()]

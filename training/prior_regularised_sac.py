@@ -13,10 +13,14 @@ from training.replay import Batch
 
 
 class Coefficients(nn.Module):
-    """Positive Lagrange multipliers that only ever rise: each grows while its KL is above its target (SiMPL, appendix)."""
+    """Positive Lagrange multipliers: each grows while its KL is above its target (SiMPL, appendix).
 
-    def __init__(self, initial: float, target: float, count: int = 1) -> None:
+    They never fall again, but for those that ``may_fall``, as the temperature of soft actor-critic does (Haarnoja et al. 2018, section 5).
+    """
+
+    def __init__(self, initial: float, target: float, count: int = 1, *, may_fall: bool = False) -> None:
         super().__init__()
+        self.may_fall = may_fall
         self.raw = nn.Parameter(inverse_softplus(torch.full((count,), initial, dtype=torch.float64)).float())
         self.target = target
 
@@ -25,8 +29,10 @@ class Coefficients(nn.Module):
         return functional.softplus(self.raw).detach()
 
     def loss(self, kl: Tensor, index: Tensor | None = None) -> Tensor:
-        """coefficient * (target - KL), held at zero below the target. ``kl`` is [count] or that of the entries ``index``."""
-        excess = (self.target - kl.detach()).clamp_max(0)
+        """coefficient * (target - KL), held at zero below the target unless they may fall. ``kl`` [count], or of the entries ``index``."""
+        excess = self.target - kl.detach()
+        if not self.may_fall:
+            excess = excess.clamp_max(0)
         values = functional.softplus(self.raw)
         return ((values if index is None else values[index]) * excess).sum()
 

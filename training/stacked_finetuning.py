@@ -123,7 +123,7 @@ class FinetunerStack:
         self.policy = StackedModule([n.policy for n in own], list(own[0].policy.residual_parameters()))
         self.critic = StackedModule([n.critic for n in own], judging, out_dim=1)  # [M, S, B]
         self.target_critic = StackedModule([n.target_critic for n in own], judging, out_dim=1)
-        self.coefficient = Coefficients(1.0, own[0].coefficient.target)
+        self.coefficient = Coefficients(1.0, own[0].coefficient.target, may_fall=own[0].coefficient.may_fall)
         self.coefficient.raw = nn.Parameter(torch.stack([n.coefficient.raw.detach() for n in own]))  # [S, 1]
         self.embedding = torch.stack([learner.task_embedding for learner in learners])[:, None].expand(-1, self.config.batch, -1)
         stacked = {"critic": [*self.critic.stacked], "actor": [*self.policy.stacked], "dual": [self.coefficient.raw]}

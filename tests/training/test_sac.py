@@ -183,6 +183,15 @@ def test_coefficients_only_rise_and_only_while_their_kl_is_above_its_target():
     assert path[-1, 2] > path[20, 2] > path[0, 2]
 
 
+def test_a_coefficient_that_may_fall_does_while_its_kl_is_below_the_target():
+    coefficients = Coefficients(1e-3, target=2.0, count=2, may_fall=True)
+    optimizer = torch.optim.Adam([coefficients.raw], 0.01)
+    for _ in range(20):
+        step(optimizer, coefficients.loss(torch.tensor([1.0, 9.0])))
+    fallen, risen = coefficients()
+    assert fallen < 0.9e-3 < 1.1e-3 < risen
+
+
 def test_only_the_named_coefficients_rise():
     coefficients = Coefficients(1e-3, target=1.0, count=4)
     step(torch.optim.Adam([coefficients.raw], 0.01), coefficients.loss(torch.tensor([5.0, 5.0]), torch.tensor([3, 1])))

@@ -13,12 +13,16 @@ TARGET_KL = 1 + math.log(2)
 """KL to the prior, in nats for each dimension of an action: an entropy of -1 nat, the usual target of soft actor-critic's temperature
 (Haarnoja et al. 2018, appendix D), seen from actions that are uniform between their limits, as they nearly are under N(0, I)."""
 
+FINETUNING_COEFFICIENT_RATE = 3e-3
+"""Adam's, for the KL coefficient: it begins as that of a skill, many times too large for a step, and gets few gradient steps."""
+
 
 def primitive_config(config: TrainingConfig, action_dim: int) -> TrainingConfig:
     """The configuration with skills of one step, as wide as an action.
 
     The discount is taken to the step, so that returns are those of the methods with skills; replays hold as many episodes as theirs. KL
-    coefficients begin at their share of a step, and rise until the policy keeps `TARGET_KL` for each dimension of its actions.
+    coefficients are tuned as soft actor-critic's temperature is, down as well as up, until the policy keeps `TARGET_KL` for each
+    dimension of its actions.
     """
     horizon, target = config.skills.horizon, TARGET_KL * action_dim
     content = config.model_dump()
@@ -27,10 +31,10 @@ def primitive_config(config: TrainingConfig, action_dim: int) -> TrainingConfig:
         content[section]["discount"] **= 1 / horizon
         content[section][buffer] *= horizon
         content[section]["kl_clip"] = 4 * target
+        content[section]["coefficient_may_fall"] = True
     for kind in ("prior", "posterior"):
-        content["meta"][f"policy_{kind}_coefficient"] /= horizon
         content["meta"][f"policy_{kind}_target"] = target
-    content["finetuning"]["kl_target"] = target
+    content["finetuning"] |= {"kl_target": target, "coefficient_learning_rate": FINETUNING_COEFFICIENT_RATE}
     return TrainingConfig.model_validate(content)
 
 

@@ -194,13 +194,13 @@ def test_pearl_acts_with_primitive_actions_under_a_standard_normal_prior(setting
     assert protocol.config.meta.discount == protocol.config.finetuning.discount == pytest.approx(discount)
 
 
-def test_primitive_actions_have_a_steps_share_of_the_kl_coefficient_and_the_entropy_of_soft_actor_critic(setting):
+def test_primitive_actions_keep_the_entropy_of_soft_actor_critic(setting):
     configured = setting.configure(METHODS["sac"], 0)
     target = A * (1 + np.log(2))  # from uniform between the limits, A log 2, to an entropy of -A
     assert configured.finetuning.kl_target == configured.meta.policy_posterior_target == pytest.approx(target)
     assert configured.finetuning.kl_clip == pytest.approx(4 * target)
-    whole, share = setting.config.meta.policy_posterior_coefficient, configured.meta.policy_posterior_coefficient
-    assert share == pytest.approx(whole / setting.config.skills.horizon)
+    assert configured.finetuning.coefficient_may_fall
+    assert configured.meta.coefficient_may_fall
 
 
 def test_pearl_and_pearl_ft_share_one_meta_training(setting, tmp_path, monkeypatch):
