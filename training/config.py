@@ -129,7 +129,9 @@ class MetaConfig(Frozen):
     learning_rate: float = Field(default=1e-3, gt=0)
     coefficient_learning_rate: float = Field(default=3e-4, gt=0)
     kl_clip: float = Field(default=5.0, gt=0)
-    coefficient_may_fall: bool = Field(default=False, description="whether KL coefficients of the policy fall again while the KL is below its target")
+    coefficient_may_fall: bool = Field(
+        default=False, description="whether KL coefficients of the policy fall again while the KL is below its target"
+    )
     encoder_prior_coefficient: float = Field(default=1e-5, gt=0)
     encoder_prior_target: float = Field(default=1.0, gt=0)
     encoder_posterior_coefficient: float = Field(default=3e-6, gt=0)
@@ -177,7 +179,9 @@ class FinetuningConfig(Frozen):
     learning_rate: float = Field(default=1e-3, gt=0)
     coefficient_learning_rate: float = Field(default=3e-4, gt=0)
     kl_clip: float = Field(default=5.0, gt=0)
-    coefficient_may_fall: bool = Field(default=False, description="whether KL coefficients of the policy fall again while the KL is below its target")
+    coefficient_may_fall: bool = Field(
+        default=False, description="whether KL coefficients of the policy fall again while the KL is below its target"
+    )
     kl_target: float = Field(default=2.0, gt=0)
     kl_limit: float = Field(default=25.0, gt=0, description="a version whose mean KL to the skill prior is above this is not served, nats")
 
