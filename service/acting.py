@@ -63,7 +63,8 @@ def begin_episode(session: Session, phase: Phase, posterior: Posterior, candidat
     session.task_version = posterior.version if plan.inferred else 0
     session.act_step = session.outcome_step = 0
     session.episode_return, session.first_row = 0.0, session.rows
-    session.versions_used, session.skills, session.explores_from = [], [], -1
+    session.versions_used, session.skills, session.skipped = [], [], False
+    session.may_go_beyond, session.beyond_from, session.beyond_return = session.forced_phase is None, -1, 0.0
     session.last_action, session.last_outcome = None, None
     session.held, session.pending, session.ended = [], {}, None
 
@@ -153,21 +154,23 @@ def follows_versions(session: Session) -> bool:
     return session.phase is Phase.FINETUNING or (session.phase is Phase.ADAPTED and session.forced_phase is None)
 
 
-def explores_beyond(session: Session, networks: Networks) -> bool:
-    """Whether the next skill explores because its episode has nothing left to gain by what the session knows.
+def goes_beyond(session: Session, networks: Networks) -> bool:
+    """Whether the next skill explores beyond what the session knows, because its episode has nothing left to gain by that.
 
-    Not where the client asked for something else: a phase, or mean skills.
+    Not where the client asked for something else: mean skills, or a phase when the episode began. An episode that has begun to stays so.
     """
-    if networks.belief is None or session.deterministic or session.forced_phase is not None:
+    if networks.belief is None or not networks.goes_beyond or session.deterministic:
         return False
-    return session.explores_from >= 0 or session.exploration.nothing_left(earned=session.episode_return, returns=session.recent_returns)
+    if session.beyond_from >= 0:
+        return True
+    return session.may_go_beyond and session.exploration.nothing_left(earned=session.episode_return, returns=session.recent_returns)
 
 
 def _choose_skill(session: Session, state: Floats, networks: Networks, policy: MetaPolicy) -> OpenSkill:
     spec, step = networks.spec, session.act_step
     skill_index = step // spec.skill_horizon
     noise = None if session.deterministic else skill_noise(session.seed, session.episode, step, spec.skill_dim)
-    if beyond := explores_beyond(session, networks):
+    if beyond := goes_beyond(session, networks):
         policy, embedding = networks.meta_policy, beyond_embedding(session.seed, session.episode, skill_index, networks)
     elif session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version:
         embedding = _explored(session, state, networks)
@@ -175,16 +178,24 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
         embedding = in_turn(unpack_rows(session.embedding, spec.task_embedding_dim), skill_index)
     else:
         embedding = policy.task_embedding
-    chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior and not beyond)
+    chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior)
     if beyond:
-        session.explores_from = skill_index if session.explores_from < 0 else session.explores_from
+        session.beyond_from = step if session.beyond_from < 0 else session.beyond_from
     else:  # the episode counts for the versions that did what the session knows
-        if follows_versions(session) and session.forced_phase is None:
-            session.phase = Phase.FINETUNING if policy.version else Phase.ADAPTED
-        if policy.version not in session.versions_used:
-            session.versions_used.append(policy.version)
+        _note_version(session, policy.version)
     session.skills.append(OpenSkill(step, pack_rows(state), pack_rows(chosen), policy.version))
     return session.skills[-1]
+
+
+def _note_version(session: Session, version: int) -> None:
+    if follows_versions(session):
+        if session.forced_phase is None:
+            session.phase = Phase.FINETUNING if version else Phase.ADAPTED
+        if version < session.newest_version:  # the session went back: what it earned since is not what it knows now
+            session.recent_returns = []
+        session.newest_version = version
+    if version not in session.versions_used:
+        session.versions_used.append(version)
 
 
 def beyond_embedding(seed: int, episode: int, skill_index: int, networks: Networks) -> Floats:

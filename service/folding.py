@@ -31,6 +31,7 @@ def end_as_truncated(session: Session, changes: Changes, networks: Networks) -> 
             _fold(session, skill, last)
         if last is None:
             session.skills.pop(0)
+            session.skipped = True
         else:
             _complete_skill(session, changes, networks, last)
     _complete_episode(session, changes)
@@ -50,7 +51,9 @@ def settle(session: Session, changes: Changes) -> list[int]:
         session.episode_return,
         session.phase,
         session.versions_used,
-        session.explores_from,
+        session.beyond_from,
+        session.beyond_return,
+        session.skipped,
     )
     session.recent_returns = [*session.recent_returns, session.episode_return][-RECENT_EPISODES:]
     return missing
@@ -59,7 +62,7 @@ def settle(session: Session, changes: Changes) -> list[int]:
 def add_late_reward(session: Session, step: int, reward: float, changes: Changes, layout: ContextLayout) -> None:
     """Add the reward of a folded step that was to follow: to its running skill, or to the skill transition that is stored already."""
     row = session.pending.pop(step)
-    session.episode_return += reward
+    _earn(session, step, reward)
     if row >= session.rows:
         session.skills[row - session.rows].reward += reward
     else:
@@ -78,7 +81,13 @@ def _fold(session: Session, skill: OpenSkill, outcome: Outcome) -> None:
         session.pending[outcome.step] = session.rows + session.skills.index(skill)
     else:
         skill.reward += outcome.reward
-        session.episode_return += outcome.reward
+        _earn(session, outcome.step, outcome.reward)
+
+
+def _earn(session: Session, step: int, reward: float) -> None:
+    session.episode_return += reward
+    if 0 <= session.beyond_from <= step:
+        session.beyond_return += reward
 
 
 def _complete_skill(session: Session, changes: Changes, networks: Networks, last: Outcome) -> None:

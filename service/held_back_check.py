@@ -7,7 +7,6 @@ from typing import Final
 import numpy as np
 import torch
 
-from service.acting import beyond_embedding
 from service.policies import MetaPolicy, Networks
 from service.session_state import EpisodeRecord, Loaded
 from service.versions import VersionStore
@@ -24,25 +23,21 @@ _NOISE_SEED: Final = 0
 def log_chosen(
     loaded: Loaded, record: EpisodeRecord, rows: Floats, context: Callable[[], Floats], networks: Networks, versions: VersionStore
 ) -> Floats | None:
-    """Log densities [n] of an episode's skills under the policy that chose them, from its rows [n, D]; ``context`` reads all rows before.
+    """Log densities [k] of an episode's skills under the version that chose them, from its rows [n, D]; ``context`` reads all rows before.
 
-    None when that is not known, or nothing was drawn: the episode explored, more than one version acted in it, weights are gone, or the
-    session takes the mean skill.
+    k < n where the episode then explored beyond what the session knew. None when it is not known, or nothing was drawn: the episode
+    explored, more than one version acted in it, weights are gone, rows may be another skill's, or the session takes the mean skill.
     """
     if record.phase is Phase.EXPLORING or loaded.session.deterministic or len(record.versions_used) != 1:
         return None
     policy = versions.policy(loaded.keys, record.versions_used[0], networks)
-    if policy is None or (policy.task_embedding is None and record.first_row == 0):
+    if policy is None or (policy.task_embedding is None and record.first_row == 0) or (record.beyond_from >= 0 and record.skipped):
         return None
     embedding = networks.infer_task(context())[0] if policy.task_embedding is None else policy.task_embedding
-    known = len(rows) if record.explores_from < 0 else record.explores_from  # a row is a skill
-    embeddings = np.repeat(embedding[None], known, 0)
-    chosen = [_log_normal(rows[:known, networks.layout.skill], *_gaussians(policy, embeddings, rows[:known], networks))] if known else []
-    if known < len(rows):
-        explored = [beyond_embedding(loaded.session.seed, record.episode, skill, networks) for skill in range(known, len(rows))]
-        drawn = _gaussians(networks.meta_policy, np.stack(explored), rows[known:], networks)
-        chosen.append(_log_normal(rows[known:, networks.layout.skill], *drawn))
-    return np.concatenate(chosen).astype(np.float32)
+    if record.beyond_from >= 0:  # a row is a skill, as none was skipped
+        rows = rows[: record.beyond_from // networks.spec.skill_horizon]
+    drawn = _gaussians(policy, np.repeat(embedding[None], len(rows), 0), rows, networks)
+    return _log_normal(rows[:, networks.layout.skill], *drawn).astype(np.float32)
 
 
 def judge(finetuner: Finetuner, serving: MetaPolicy, networks: Networks) -> Estimate | None:
@@ -73,15 +68,15 @@ def numbers(judged: Estimate | None) -> dict[str, float | None]:
 
 @torch.no_grad()
 def _evidence(finetuner: Finetuner, held: HeldEpisode, serving: MetaPolicy, embedding: Floats, networks: Networks) -> Evidence:
-    layout, trained = networks.layout, finetuner.networks
-    states, skills = torch.from_numpy(held.rows[:, layout.state]), torch.from_numpy(held.rows[:, layout.skill])
+    layout, trained, rows = networks.layout, finetuner.networks, held.judged
+    states, skills = torch.from_numpy(rows[:, layout.state]), torch.from_numpy(rows[:, layout.skill])
     mean, std, *_ = trained.policy(states, finetuner.task_embedding.expand(len(states), -1))
     std = networks.skill_temperature * std
-    served_mean, served_std = _gaussians(serving, np.repeat(embedding[None], len(states), 0), held.rows, networks)
+    served_mean, served_std = _gaussians(serving, np.repeat(embedding[None], len(states), 0), rows, networks)
     noise = np.random.default_rng(_NOISE_SEED).standard_normal((_SAMPLES, *mean.shape)).astype(np.float32)
     drawn, served = mean.numpy() + std.numpy() * noise, served_mean + served_std * noise  # [samples, n, Z]
     return Evidence(
-        returned=discounted_returns(held.rows[:, layout.reward], finetuner.config.discount),
+        returned=discounted_returns(rows[:, layout.reward], finetuner.config.discount),
         log_chosen=held.log_chosen.astype(np.float64),
         log_candidate=_log_normal(skills.numpy(), mean.numpy(), std.numpy()),
         log_serving=_log_normal(skills.numpy(), served_mean, served_std),

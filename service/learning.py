@@ -23,7 +23,7 @@ from service.session_state import EpisodeRecord, Loaded
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.versions import Candidate, VersionStore
-from training.contract.context import Floats
+from training.contract.context import Floats, unpack_vector
 from training.finetuning import Finetuner
 from training.held_back import Estimate
 
@@ -117,7 +117,11 @@ class SessionLearner:
     def _begin_again(self, loaded: Loaded, finetuner: Finetuner, version: int) -> None:
         """From a version that the session went back to; the bundle's own if its weights are gone."""
         weights = self._stores.versions.weights(loaded.keys, version) if version else None
-        finetuner.begin_again(None if weights is None else weights.arrays())
+        if weights is None:
+            records = self._stores.sessions.episodes(loaded.keys)
+            finetuner.begin_again(None, self._networks.infer_task(self._rows(loaded, 0, records[-1].end_row))[0])
+        else:
+            finetuner.begin_again(weights.arrays(), unpack_vector(weights.task_embedding))
         if not self._stores.versions.save_checkpoint(loaded.keys, self._name, _packed(finetuner), restarted=version):
             raise LeaseLost(self.session_id)
         self._checkpoint_at = time.monotonic()

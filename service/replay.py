@@ -64,6 +64,7 @@ def _begin(session: Session, event: Began, networks: Networks, context: Floats) 
     acting.begin_episode(session, event.phase, Posterior(event.task_version, belief[0], np.ones_like(belief[0])))
     session.phase, session.use_skill_prior, session.task_version = event.phase, event.use_skill_prior, event.task_version
     session.embedding = pack_rows(belief)
+    session.may_go_beyond = False  # the log says of each skill whether it did
 
 
 def _act(session: Session, event: Acted, networks: Networks, policies: Policies, found: Replayed) -> None:
@@ -74,7 +75,7 @@ def _act(session: Session, event: Acted, networks: Networks, policies: Policies,
     policy = None
     if event.skill is not None:
         session.phase, session.rewarded = event.phase, event.rewarded
-        session.explores_from = event.step // networks.spec.skill_horizon if event.beyond else -1
+        session.beyond_from = event.step if event.beyond else -1
         policy = policies(event.policy_version)
         if policy is None:
             found.unknown += 1

@@ -109,7 +109,12 @@ class Session(Struct, array_like=True):
     episodes_completed: int = 0
     followed: Followed | None = None  # by a session that explores by a belief
     recent_returns: list[float] = []  # of the newest completed episodes, which tell what the session knows how to earn
-    explores_from: int = -1  # the open episode's first skill that explored because there was nothing left to gain; -1: none did
+    newest_version: int = 0  # that acted by what the session knows; going back to an older one makes recent_returns mean nothing
+    # of the open episode
+    may_go_beyond: bool = False  # it may explore beyond what the session knows, once there is nothing left to gain by that
+    beyond_from: int = -1  # from which step on it does; -1: it does not
+    beyond_return: float = 0.0  # what the steps from there on earned
+    skipped: bool = False  # a skill was left out, so that rows are not its skills one by one
 
 
 class EpisodeRecord(Struct, frozen=True):
@@ -122,7 +127,14 @@ class EpisodeRecord(Struct, frozen=True):
     episode_return: float
     phase: Phase
     versions_used: list[int]
-    explores_from: int = -1  # its first skill that explored because there was nothing left to gain, with the bundle's policy; -1: none did
+    beyond_from: int = -1  # from which step on it explored beyond what the session knew, with the bundle's policy; -1: it did not
+    beyond_return: float = 0.0  # what the steps from there on earned
+    skipped: bool = False  # a skill was left out, so that rows are not its skills one by one
+
+    @property
+    def known_return(self) -> float:
+        """What the episode earned by what the session knew."""
+        return self.episode_return - self.beyond_return
 
 
 @dataclass

@@ -257,7 +257,7 @@ def acted(session: Session, answer: schemas.Action, state: Floats) -> Acted:
     skill = session.skills[-1]
     action = pack_rows(np.array(answer.action, np.float32))
     began = skill.skill if answer.skill_step == 0 else None
-    beyond = session.explores_from >= 0
+    beyond = session.beyond_from >= 0
     return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began, session.rewarded, beyond)
 
 

@@ -172,7 +172,9 @@ class FinetuningConfig(Frozen):
     imitation: float = Field(default=0.0, ge=0, description="weight of imitating the skills of the best episodes")
     return_bound: bool = True
     infer_again: bool = Field(
-        default=False, description="infer the task anew, from all episodes, when one earns more than any before it did"
+        default=False,
+        description="the task shows bit by bit, in rewards that are never negative: infer it anew when an episode earns more than any "
+        "before it did, and let sessions by Thompson sampling explore while there is nothing left to gain by what they know",
     )
     discount: float = Field(default=0.99, gt=0, lt=1)
     polyak: float = Field(default=0.01, gt=0, le=1)

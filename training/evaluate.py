@@ -71,7 +71,7 @@ class TargetProtocol:
     ) -> None:
         if config.evaluate.exploration is Exploration.BELIEF and belief is None:
             raise ConfigError("evaluate.exploration is 'belief', and no belief was given: choose another here, e.g. 'switching'")
-        self.belief = belief
+        self.belief, self.goes_beyond = belief, belief is not None and config.finetuning.infer_again
         self.config, self.networks, self.spec, self.simulator, self.new_learner = config, networks, spec, simulator, new_learner
         self.layout = ContextLayout(spec.state_dim, spec.skill_dim)
 
@@ -124,7 +124,7 @@ class TargetProtocol:
             chosen = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32)
             for index in active:
                 session, inferred = sessions[index], known[index]
-                beyond[index] |= self.belief is not None and exploration.nothing_left(earned=earned[index], returns=session.returns)
+                beyond[index] |= self.goes_beyond and exploration.nothing_left(earned=earned[index], returns=session.returns)
                 if self.belief is not None and beyond[index]:
                     chosen[index] = self.belief.at_random(seed=session.seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
                 elif inferred is not None:

@@ -150,14 +150,16 @@ class Finetuner:
         It is where `FinetuningConfig.infer_again` asks for it and the episode earned more than any before it: it shows of the task what the
         embedding that is acted with cannot say.
 
-        ``log_chosen`` [n]: how likely its skills were under the policy that chose them. Some of the episodes that have it are held back, to
-        judge by: `training.held_back`; a rewarded one that earned more than any before it never is, for it may stay the only one for long.
+        ``log_chosen`` [k]: how likely its first k skills were under the policy that chose them. Some of the episodes that have it are held
+        back, to judge by: `training.held_back`. The first that was rewarded never is, for it may stay the only one for long; nor, where the
+        task is inferred anew, one that earned more than any before it.
         """
         rewards = rows[:, self.networks.layout.reward]
         is_best = float(rewards.sum()) > self.best_return
         self.best_return = max(self.best_return, float(rewards.sum()))
-        learned = [rows]
-        if log_chosen is not None and not (is_best and rewards.any()):
+        is_first = not len(self.replay.rewarded_rows(0))
+        learned, wanted = [rows], rewards.any() and (is_first or (is_best and self.config.infer_again))
+        if log_chosen is not None and not wanted:
             learned = self.held_back.offer(HeldEpisode(rows, log_chosen))
         for each in learned:
             self.replay.add(0, each)
@@ -202,14 +204,17 @@ class Finetuner:
         """The fine-tuned part of the policy, by the names of the initializers in ``meta_policy.onnx``."""
         return {name: value.detach().numpy().copy() for name, value in self.networks.policy.residual_parameters().items()}
 
-    def begin_again(self, weights: Mapping[str, Floats] | None) -> None:
-        """Go back to an earlier policy, its weights as `policy_weights` gives them; None: the one that fine-tuning began with.
+    def begin_again(self, weights: Mapping[str, Floats] | None, task_embedding: Floats) -> None:
+        """Go back to an earlier policy, its weights as `policy_weights` gives them, and the task embedding [E] that it acts with.
+
+        None: the policy that fine-tuning began with.
 
         What was learned of the task stays: the replay, the critics and the KL coefficient. Gradient steps of an episode are owed at least.
         """
         with torch.no_grad():
             for name, parameter in self.networks.policy.residual_parameters().items():
                 parameter.copy_(self._first_policy[name] if weights is None else torch.from_numpy(weights[name]))
+        self.task_embedding = torch.from_numpy(task_embedding.copy())
         self.actor_optimizer = torch.optim.Adam(self.networks.policy.net.parameters(), self.config.learning_rate)
         self.owed = max(self.owed, self.config.updates_per_episode)
 

@@ -39,10 +39,18 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class HeldEpisode:
-    """An episode's skill transitions [n, D], and how likely its skills were under the policy that chose them: log densities [n]."""
+    """An episode's skill transitions [n, D], and how likely its first k skills were under the policy that chose them: log densities [k].
+
+    The others, if any, were chosen otherwise; a policy is not judged by them.
+    """
 
     rows: Floats
     log_chosen: Floats
+
+    @property
+    def judged(self) -> Floats:
+        """The transitions [k, D] that policies are judged by."""
+        return self.rows[: len(self.log_chosen)]
 
 
 @dataclass

@@ -45,9 +45,12 @@ def rewarded_episode(driver: Driver, steps: int = 20) -> None:
 def practised(driver: Driver, learner: Worker, held: int = JUDGED_FROM) -> None:
     """Until so many episodes are held back; those that earn more than any before them never are."""
     work_off(learner)
-    while len(finetuner_of(driver, learner).held_back.episodes) < held:
+    for _ in range(3 * HELD_EVERY * held):
+        if len(finetuner_of(driver, learner).held_back.episodes) == held:
+            return
         rewarded_episode(driver)
         work_off(learner)
+    pytest.fail(f"never were {held} episodes held back")
 
 
 def finetuner_of(driver: Driver, learner: Worker) -> Finetuner:
@@ -138,12 +141,15 @@ def test_a_learner_that_goes_on_from_a_checkpoint_holds_the_same_back_and_judges
     undisturbed, disturbed = begun(api), begun(api)
     lasting = worker(settings, networks, "lasting")
     work_off(lasting)
-    while len((ours := finetuner_of(undisturbed, lasting).held_back).episodes) < JUDGED_FROM:
+    for _ in range(3 * HELD_EVERY * JUDGED_FROM):
+        if len((ours := finetuner_of(undisturbed, lasting).held_back).episodes) == JUDGED_FROM:
+            break
         lasting._learners.pop(disturbed.session["session_id"], None)  # as if it had died: the next slice begins from the checkpoint
         rewarded_episode(undisturbed)
         rewarded_episode(disturbed)
         work_off(lasting)
     theirs = finetuner_of(disturbed, lasting).held_back
+    assert len(ours.episodes) == JUDGED_FROM
     assert (len(ours.episodes), ours.offered) == (len(theirs.episodes), theirs.offered)
     for one, two in zip(ours.episodes, theirs.episodes, strict=True):
         assert np.array_equal(one.rows, two.rows)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from msgspec import structs
 
 from service.judgement import SIGNIFICANCE, Fallback, Fallen, chance_of_fall, find_fall, find_recovery
 from service.policies import Networks
@@ -81,6 +82,11 @@ def test_a_fall_is_not_held_against_a_version_that_was_there_before_it() -> None
     assert find_fall(records(returns, [3] * 10 + [4] * 5, Phase.EXPLORING), 4) is None
 
 
+def test_what_was_earned_beyond_what_a_session_knew_hides_no_fall() -> None:
+    lucky = [structs.replace(record, episode_return=1.0, beyond_return=1.0) for record in records([0.0] * 5, [4] * 5)]
+    assert find_fall([*records([1.0] * 10, [3] * 10), *lucky], 4).versions == [3]
+
+
 def test_the_version_of_the_middle_before_the_fall_is_the_first_choice() -> None:
     assert find_fall(records([1.0] * 10 + [0.0] * 3, list(range(1, 14))), 13).versions == [6, 7, 8, 9, 10]
 
@@ -106,7 +112,7 @@ def test_after_going_back_a_session_learns_on_from_there_by_itself(
     api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began_again, begin_again = [], Finetuner.begin_again
-    monkeypatch.setattr(Finetuner, "begin_again", lambda self, weights: (began_again.append(weights), begin_again(self, weights)))
+    monkeypatch.setattr(Finetuner, "begin_again", lambda self, *given: (began_again.append(given), begin_again(self, *given)))
     driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
     fall(driver, learner, good_episodes=10)
     back_to = driver.get("/policy")["current"]
@@ -123,8 +129,11 @@ def test_after_going_back_a_session_learns_on_from_there_by_itself(
     assert driver.get("/finetuning")["paused"] is False
     work_off(learner)
     policy = driver.get("/policy")
-    (weights,) = began_again
+    ((weights, embedding),) = began_again
     assert same(weights, good)
+    parts = api.app.state.parts
+    stored = parts.versions.weights(parts.store.load(driver.session["session_id"]).keys, back_to)
+    assert embedding.tobytes() == stored.task_embedding
     assert policy["current"] > max(record["version"] for record in policy["versions"] if record["status"] == "rolled_back")
     assert driver.run_episode()[0]["policy_version"] == policy["current"]
 

@@ -313,7 +313,8 @@ def test_beginning_again_takes_an_earlier_policy_and_keeps_what_was_learned_of_t
     critic = {name: value.clone() for name, value in critic.items()}
     learner.save(tmp_path / "checkpoint.safetensors")
     for each in (learner, Finetuner.load(exported, tmp_path / "checkpoint.safetensors")):
-        each.begin_again(None if to_the_first else earlier)
+        each.begin_again(None if to_the_first else earlier, np.full(E, 0.5, np.float32))
+        assert each.task_embedding.tolist() == [0.5] * E
         assert all(np.array_equal(value, earlier[name]) for name, value in each.policy_weights().items())
         assert all(torch.equal(value, critic[name]) for name, value in each.networks.critic.state_dict().items())
         assert len(each.replay) > 0

@@ -19,6 +19,9 @@ from training.contract.context import Floats
 _EMBEDDING_STREAM = 0x7A5C
 _SKILL_STREAM = 0x5C11
 
+_ROUNDING = 1e-6
+"""Sums of the same rewards may differ by less."""
+
 
 class Phase(StrEnum):
     """Where a session stands."""
@@ -45,8 +48,9 @@ class Exploration(StrEnum):
     reward tries several tasks rather than staying at one that is not the right one. ``thompson``: as ``switching`` until the first reward,
     then one for a whole episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019,
     section 4.2), so that exploring goes on where the task is likely to be. Where the bundle has particles, embeddings of training tasks,
-    they take the place of N(0, I); and they are acted with, in any episode, from the moment that there is nothing left to gain by what the
-    session knows (`nothing_left`), for more can only come from what it has not tried. ``belief``: until the first reward it follows
+    they take the place of N(0, I); and where the task shows bit by bit (``finetuning.infer_again``), they are acted with, in any episode,
+    from the moment that there is nothing left to gain by what the session knows (`nothing_left`), for more can only come from what it has
+    not tried. ``belief``: until the first reward it follows
     particles of a belief over tasks, and gives one up for another as soon as what was seen rules it out (`training.contract.belief`); then
     the posterior's mean, and while no reward comes, draws from the posterior in turn that explain the rewards so far.
     """
@@ -59,10 +63,11 @@ class Exploration(StrEnum):
     def nothing_left(self, *, earned: float, returns: Sequence[float]) -> bool:
         """Whether an episode that has ``earned`` so much can gain no more by what its session knows, whose episodes had these ``returns``.
 
-        The newest `RECENT_EPISODES` tell: what one lucky episode earned long ago, the session does not know how to earn.
+        The newest `RECENT_EPISODES` tell: what one lucky episode earned long ago, the session does not know how to earn. Rewards are taken
+        to be never negative, and few: where there is always more of the same to earn, an episode would stop short of it.
         """
         best = max(returns[-RECENT_EPISODES:], default=0.0)
-        return self is Exploration.THOMPSON and 0 < best <= earned
+        return self is Exploration.THOMPSON and 0 < best <= earned + _ROUNDING
 
     def asks_posterior(self, phase: Phase, *, rewarded: bool) -> bool:
         """Whether an episode in ``phase`` explores with an embedding from the session's posterior."""
