@@ -39,7 +39,7 @@ class Fleet:
         self._watcher.episode_started(starts[0].episode, starts[0].phase)
         resets = [env.reset(seed=reset_seed(seed, start.episode)) for env, seed, start in zip(self._envs, self._seeds, starts, strict=True)]
         running = _actions(self._group.act(dict(enumerate(observation for observation, _ in resets))))
-        totals, steps = [0.0] * len(starts), [0] * len(starts)
+        totals, steps, versions = [0.0] * len(starts), [0] * len(starts), [0] * len(starts)
         results: dict[int, EpisodeResult] = {}
         while running:
             outcomes, infos = self._simulate(running)
@@ -47,12 +47,12 @@ class Fleet:
             for index, outcome in outcomes.items():
                 totals[index] += float(outcome.reward or 0.0)
                 steps[index] += 1
+                versions[index] = max(versions[index], running[index].policy_version)
                 if following[index].episode_over:
                     info, start = infos[index], starts[index]
                     success, seconds = bool(info.get("success", outcome.terminated)), time.perf_counter() - began
-                    version = running[index].policy_version
                     results[index] = EpisodeResult(
-                        start.episode, start.phase, totals[index], success, steps[index], version, seconds, info.get("completed")
+                        start.episode, start.phase, totals[index], success, steps[index], versions[index], seconds, info.get("completed")
                     )
             running = {index: action for index, action in following.items() if not action.episode_over}
             if max(steps) % REPORT_EVERY_STEPS == 0 and running:

@@ -29,7 +29,7 @@ class EpisodeResult:
     total_reward: float
     success: bool
     steps: int
-    policy_version: int
+    policy_version: int  # the newest that chose a skill; what explores beyond what a session knows is 0
     seconds: float
     completed: Mapping[str, int] | None = None
 

@@ -47,9 +47,9 @@ class Simulation:
         observation, info = self.env.reset(seed=reset_seed(self.seed, episode.episode))
         path = [observation]
         action = self.session.act(observation)
-        total, steps, terminated = 0.0, 0, False
+        total, steps, terminated, version = 0.0, 0, False, 0
         while not action.episode_over:
-            last = action
+            last, version = action, max(version, action.policy_version)
             observation, reward, terminated, action, info = self._step(last)
             total += reward
             steps += 1
@@ -63,7 +63,7 @@ class Simulation:
         success = bool(info.get("success", terminated))
         seconds = time.perf_counter() - started
         completed = info.get("completed")
-        return EpisodeResult(episode.episode, episode.phase, total, success, steps, last.policy_version, seconds, completed)
+        return EpisodeResult(episode.episode, episode.phase, total, success, steps, version, seconds, completed)
 
     def _step(self, action: Action) -> tuple[Any, float, bool, Action, dict[str, Any]]:
         before = time.perf_counter()
