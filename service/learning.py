@@ -163,7 +163,10 @@ class SessionLearner:
         if judged is not None and judged.worse:
             fault = f"it is worse than version {loaded.current_version}, which serves, {told(judged)}"
         kl, plural = finetuner.policy_kl(), "" if finetuner.episodes == 1 else "s"
-        last: EpisodeRecord = self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes - 1)[0]
+        records = self._stores.sessions.episodes(loaded.keys, first=finetuner.episodes - 1)
+        if not records:
+            self._stores.sessions.load(self.session_id)  # says that the session was closed meanwhile, with its episodes
+        last: EpisodeRecord = records[0]
         candidate = Candidate(
             weights=None if fault else weights,
             reason=fault or f"fine-tuned on {finetuner.episodes} episode{plural} with {finetuner.updates} updates" + no_worse(judged),

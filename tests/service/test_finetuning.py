@@ -82,6 +82,20 @@ def test_an_episode_that_earns_more_than_any_before_lets_the_task_be_inferred_an
     np.testing.assert_array_equal(acted_with[2], acted_with[1])
 
 
+def test_a_session_that_is_closed_while_its_version_is_checked_is_no_failure(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver, closed = ready_to_learn(api), []
+
+    def close(*_: Any) -> None:
+        closed.append(driver.ok(api.delete(driver.path)))
+
+    monkeypatch.setattr("service.learning.find_fault", close)
+    work_off(worker(settings, tiny_networks))
+    assert closed
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_a_new_version_is_ready_before_the_step_that_chooses_with_it(
     api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
