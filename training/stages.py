@@ -20,6 +20,7 @@ from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
 from training.contract.spec import MANIFEST
 from training.data import Episode, write_minari
+from training.dataset_folder import check_id
 from training.domains import Domain, open_domain
 from training.envelope import learn_envelope
 from training.evaluate import TargetProtocol, write_results
@@ -148,6 +149,10 @@ def collect(run: Run) -> None:
         run.say("collect: nothing to make, data.minari names the offline data")
         run.offline_episodes()
         return
+    try:
+        check_id(config.collect.dataset)  # before the work, not after it
+    except ValueError as error:
+        raise ConfigError(f"collect.dataset: {error}") from error
     episodes = run.domain.collect(run.dir)
     steps = sum(len(episode) for episode in episodes)
     description = f"Reward-free {config.domain.name} trajectories by a scripted demonstrator."

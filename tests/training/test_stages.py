@@ -280,6 +280,13 @@ def test_a_wrong_setting_ends_the_command_with_one_line(fresh, capsys, change, m
     assert re.search(message, lines[0])
 
 
+def test_data_are_not_made_for_a_name_that_no_dataset_may_have(fresh, monkeypatch, capsys):
+    monkeypatch.setattr("training.domains.MazeDomain.collect", lambda *_: pytest.fail("collected"))
+    assert fresh("collect", "collect.dataset=skillet/maze-1.5-v0") == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told == "error: collect.dataset: expected a Minari id such as 'namespace/name-v0', got 'skillet/maze-1.5-v0'"
+
+
 def test_a_stage_that_is_interrupted_says_how_to_go_on(fresh, finished, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
