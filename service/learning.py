@@ -28,6 +28,7 @@ from training.finetuning import Finetuner
 from training.held_back import Estimate
 
 _SHARE_OF_LEASE = 0.25  # a slice must end well before the lease does
+_BEHIND_EPISODES = 3  # a learner that owes the gradient steps of so many does not wait with publishing until it has made them all
 
 
 class LeaseLost(Exception):
@@ -60,9 +61,13 @@ class SessionLearner:
         self._losses: dict[str, float | None] = {}
         self._update_s = 0.0
         self._checkpoint_at = 0.0
+        self._unpublished = 0  # gradient steps since the last publication
+        self._more_to_publish = False  # that one came before all steps were made
 
     def advance(self) -> Turn:
         """One slice: add what is new, make some gradient steps, publish when all are made.
+
+        Where episodes come faster than they are learned from, which may go on for good, it publishes before that, after an episode's worth.
 
         Raises LeaseLost, ServiceError when the session is closed or expired, and whatever fine-tuning raises.
         """
@@ -75,11 +80,13 @@ class SessionLearner:
         if progress.restart is not None:
             self._begin_again(loaded, finetuner, progress.restart)
         self._add_episodes(loaded, finetuner)
-        if finetuner.updates_due() > 0:
+        new_episodes, due = progress.episodes_learned < finetuner.episodes, finetuner.updates_due()
+        if due > 0 and not (new_episodes and self._is_behind(finetuner)):
             self._update(loaded, finetuner)
             return Turn.WORKED
-        if progress.episodes_learned < finetuner.episodes:
+        if new_episodes or self._more_to_publish:
             self._publish(loaded, finetuner)
+            self._more_to_publish = due > 0
             if _sound(finetuner):
                 return Turn.WORKED
             self._finetuner = None  # the next episode goes on from the last sound checkpoint
@@ -143,10 +150,17 @@ class SessionLearner:
         self._losses = {name: value if math.isfinite(value) else None for name, value in finetuner.update(count).items()}
         took_s = time.monotonic() - began
         self._update_s = took_s / count
+        self._unpublished += count
         if time.monotonic() - self._checkpoint_at >= self._settings.checkpoint_interval_s:
             self._save(loaded, finetuner)
         self._stores.versions.count(updates=count, update_seconds=took_s)
         self._report(loaded, state="running", updates=finetuner.updates, losses=msgspec.json.encode(self._losses))
+
+    def _is_behind(self, finetuner: Finetuner) -> bool:
+        """Whether a version is to be published though many more gradient steps are due."""
+        config = finetuner.config
+        worth = self._unpublished >= config.updates_per_episode and finetuner.updates >= config.warm_start_updates
+        return worth and finetuner.updates_due() >= _BEHIND_EPISODES * config.updates_per_episode
 
     def _slice(self) -> int:
         wanted = self._settings.slice_updates
@@ -184,6 +198,7 @@ class SessionLearner:
         version = self._stores.versions.publish(loaded.keys, self._name, candidate, self._settings.kept_versions)
         if version < 0:
             raise LeaseLost(self.session_id)
+        self._unpublished = 0
         self._checkpoint_at = time.monotonic()
 
     def _judge(self, loaded: Loaded, finetuner: Finetuner) -> Estimate | None:

@@ -1,5 +1,6 @@
 """Background fine-tuning: jobs, versions, guards, rollback, pause, and learners that die."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -80,6 +81,21 @@ def test_an_episode_that_earns_more_than_any_before_lets_the_task_be_inferred_an
         acted_with.append(tiny_networks.with_weights(weights, loaded.current_version).task_embedding)
     assert [np.array_equal(mean, embedding) for mean, embedding in zip(inferred, acted_with, strict=True)] == [False, True, False]
     np.testing.assert_array_equal(acted_with[2], acted_with[1])
+
+
+def test_a_learner_that_cannot_keep_up_publishes_all_the_same(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api), worker(settings.model_copy(update={"slice_updates": 2}), tiny_networks)
+    for _ in range(30):
+        driver.run_episode()
+        learner.turn(1)
+    assert driver.get("/finetuning")["updates"] < 12 + 4 * 15  # half of what was due by then
+    published = [record["metrics"]["updates"] for record in driver.get("/policy")["versions"][1:]]
+    assert len(published) > 3
+    assert published[0] >= 12
+    assert all(later - earlier >= 4 for earlier, later in itertools.pairwise(published))
+    work_off(learner)
+    status, newest = driver.get("/finetuning"), driver.get("/policy")["versions"][-1]
+    assert (status["state"], status["episodes_learned"], newest["metrics"]["updates"]) == ("idle", 31, status["updates"])
 
 
 def test_a_session_that_is_closed_while_its_version_is_checked_is_no_failure(
