@@ -159,7 +159,7 @@ def goes_beyond(session: Session, networks: Networks) -> bool:
 
     Not where the client asked for something else: mean skills, or a phase when the episode began. An episode that has begun to stays so.
     """
-    if networks.belief is None or not networks.goes_beyond or session.deterministic:
+    if not networks.goes_beyond or session.deterministic:
         return False
     if session.beyond_from >= 0:
         return True

@@ -74,8 +74,8 @@ class Networks:
         self.meta_policy = MetaPolicy(graphs[META_POLICY], temperature=self.skill_temperature)
         particles = bundle.manifest.particles
         self.belief = None if particles is None else Belief(_array(particles), RewardDecoder(graphs[REWARD_DECODER]).probability)
-        self.goes_beyond = bool(bundle.manifest.finetuning.get("infer_again", False))
-        """Whether sessions may explore beyond what they know: the task shows bit by bit."""
+        self.goes_beyond = self.belief is not None and bool(bundle.manifest.finetuning.get("infer_again", False))
+        """Whether sessions may explore beyond what they know: there is a belief, and the task shows bit by bit."""
         self._tunable: TunableGraph | None = None
         self._limits = Range(self.spec.action.low, self.spec.action.high)
         self._decodes_alike = self._decode_alike()
