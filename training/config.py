@@ -104,10 +104,13 @@ class MetaConfig(Frozen):
     physics_step_s: float | None = Field(
         default=None, gt=0, description="physics step of its episodes where MuJoCo simulates them; None: the environment's own"
     )
+    blind_updates: int = Field(
+        default=0, ge=0, description="first updates, in which no task shows a context: what is of use in all tasks is learned first"
+    )
     prior_tasks: int = Field(default=3, gt=0, description="tasks per update whose embedding comes from a small context")
     posterior_tasks: int = Field(default=12, gt=0, description="tasks per update whose embedding comes from a large context")
     batch_per_task: int = Field(default=80, gt=0)
-    prior_context: int = Field(default=4, ge=0)
+    prior_context: int = Field(default=4, ge=0, description="transitions of a small context; 0: embeddings from N(0, I)")
     posterior_context: int = Field(default=128, gt=0)
     buffer_per_task: int = Field(default=20_000, gt=0)
     success_share: float = Field(default=1 / 3, ge=0, le=1, description="share of each batch from the task's best episodes")

@@ -105,15 +105,18 @@ class MetaLearner:
         limit = math.inf if self.config.return_bound_updates is None else self.config.return_bound_updates
         return limit if self.config.return_bound else 0
 
-    def update(self, replay: TaskReplay, contexts: ContextSource, *, return_bound: bool = True) -> dict[str, Tensor]:
-        """One step of critics and encoder, actor, and coefficients. Returns detached scalar metrics."""
+    def update(self, replay: TaskReplay, contexts: ContextSource, *, return_bound: bool = True, blind: bool = False) -> dict[str, Tensor]:
+        """One step of critics and encoder, actor, and coefficients. Returns detached scalar metrics.
+
+        ``blind``: all embeddings come from N(0, I), so that policy and critics learn what is of use in all tasks.
+        """
         config, networks = self.config, self.networks
         tasks, few, many = self._choose_tasks(replay)
         batch = replay.sample(tasks, config.batch_per_task, config.success_share, self.generator).flat().to(self.device)
         groups = torch.arange(len(tasks), device=self.device).repeat_interleave(config.batch_per_task)
         is_prior = groups < len(few)
 
-        mean, std = self._encode(contexts, few, many)  # [T, E]
+        mean, std = self._encode(contexts, few, many, blind=blind)  # [T, E]
         # One embedding for every transition, not one for a task: the policy learns to act under the whole posterior.
         embedding = mean[groups] + std[groups] * torch.randn(len(groups), mean.shape[-1], device=self.device)
         alpha = torch.where(is_prior, self.policy_prior(), self.policy_posterior())
@@ -154,9 +157,10 @@ class MetaLearner:
         few = chosen[: self.config.prior_tasks]
         return chosen, few, chosen[len(few) :]
 
-    def _encode(self, contexts: ContextSource, few: list[int], many: list[int]) -> tuple[Tensor, Tensor]:
+    def _encode(self, contexts: ContextSource, few: list[int], many: list[int], *, blind: bool) -> tuple[Tensor, Tensor]:
         parts = []
-        for tasks, count in ((few, self.config.prior_context), (many, self.config.posterior_context)):
+        sizes = (0, 0) if blind else (self.config.prior_context, self.config.posterior_context)
+        for tasks, count in zip((few, many), sizes, strict=True):
             if tasks:
                 context, mask = contexts.sample_context(tasks, count, self.generator)
                 parts.append(self.networks.encoder(context.to(self.device), mask.to(self.device)))

@@ -167,7 +167,8 @@ class MetaTrainer:
                 metrics: list[dict[str, Tensor]] = []
                 for _ in range(min(config.updates_per_epoch, config.updates - self.updates)):
                     bounded = self.updates < self.learner.bounded_updates
-                    metrics.append(self.learner.update(self.replay, self.contexts, return_bound=bounded))
+                    blind = self.updates < config.blind_updates
+                    metrics.append(self.learner.update(self.replay, self.contexts, return_bound=bounded, blind=blind))
                     self.updates += 1
                     log.advance(self.updates)
                 self.epoch += 1

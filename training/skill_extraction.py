@@ -23,36 +23,39 @@ CHECKPOINT_STEPS = 2000
 
 
 class SkillWindows:
-    """All windows of ``H`` steps of a set of episodes, sampled uniformly or, where ``weights`` [episodes] are given, by their episode's."""
+    """All windows of ``H`` steps of a set of episodes, sampled uniformly or, where ``weights`` [episodes] are given, by their episode's.
 
-    def __init__(self, episodes: Sequence[Episode], horizon: int, weights: Floats | None = None) -> None:
+    They are kept, and drawn, on ``device``, where they are learned from.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], horizon: int, weights: Floats | None = None, device: str = "cpu") -> None:
         usable = [episode for episode in episodes if len(episode.actions) >= horizon]
         if not usable:
             raise ConfigError(
                 f"no episode has the {horizon} steps of a skill; the longest has {max((len(e.actions) for e in episodes), default=0)}"
             )
-        self.horizon = horizon
-        self.states = torch.from_numpy(np.concatenate([e.observations[:-1] for e in usable]))  # [steps, S]
-        self.actions = torch.from_numpy(np.concatenate([e.actions for e in usable]))  # [steps, A]
+        self.horizon, self.device = horizon, device
+        self.states = torch.from_numpy(np.concatenate([e.observations[:-1] for e in usable])).to(device)  # [steps, S]
+        self.actions = torch.from_numpy(np.concatenate([e.actions for e in usable])).to(device)  # [steps, A]
         lengths = [len(episode.actions) for episode in usable]
         begins = np.cumsum([0, *lengths[:-1]])
         starts = [begin + np.arange(length - horizon + 1) for begin, length in zip(begins, lengths, strict=True)]
-        self.starts = torch.from_numpy(np.concatenate(starts))
+        self.starts = torch.from_numpy(np.concatenate(starts)).to(device)
         self._cumulative: Tensor | None = None
         if weights is not None:
             kept = [weight for episode, weight in zip(episodes, weights, strict=True) if len(episode.actions) >= horizon]
             each = np.repeat(np.asarray(kept, np.float64), [len(windows) for windows in starts])
-            self._cumulative = torch.from_numpy(np.cumsum(each))
+            self._cumulative = torch.from_numpy(np.cumsum(each)).to(device)
 
     def sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """States [batch, H, S] and actions [batch, H, A]."""
-        rows = self.starts[self._draw(batch, generator)][:, None] + torch.arange(self.horizon)
+        rows = self.starts[self._draw(batch, generator)][:, None] + torch.arange(self.horizon, device=self.device)
         return self.states[rows], self.actions[rows]
 
     def _draw(self, batch: int, generator: torch.Generator) -> Tensor:
         if self._cumulative is None:
-            return torch.randint(len(self.starts), (batch,), generator=generator)
-        uniform = torch.rand(batch, generator=generator, dtype=torch.float64)
+            return torch.randint(len(self.starts), (batch,), generator=generator, device=self.device)
+        uniform = torch.rand(batch, generator=generator, dtype=torch.float64, device=self.device)
         return torch.searchsorted(self._cumulative, uniform * self._cumulative[-1], right=True).clamp_max(len(self.starts) - 1)
 
 
@@ -64,11 +67,11 @@ class SkillLearner:
         self.optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
 
     def update(self, states: Tensor, actions: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step on windows [B, H, S] and [B, H, A]. Returns detached scalar metrics."""
+        """One step on windows [B, H, S] and [B, H, A]. Returns detached scalar metrics. All is on the learner's device."""
         config, model = self.config, self.model
-        steps = torch.rand(states.shape[:2], generator=generator).argsort(1)[:, : config.decoded_steps]  # [B, K], no step twice
-        rows = torch.arange(len(states))[:, None]
-        states, actions, steps, rows = (t.to(self.device) for t in (states, actions, steps, rows))
+        order = torch.rand(states.shape[:2], generator=generator, device=self.device).argsort(1)
+        steps = order[:, : config.decoded_steps]  # [B, K], no step twice
+        rows = torch.arange(len(states), device=self.device)[:, None]
 
         mean, std = model.encoder(states, actions)  # [B, Z]
         skill = mean + std * torch.randn(mean.shape, device=self.device)
@@ -93,8 +96,8 @@ def build_skill_model(
     return SkillModel(
         config.features,
         config.skills,
-        state_mean=windows.states.mean(0),
-        state_std=windows.states.std(0).clamp_min(config.features.smallest_std),
+        state_mean=windows.states.mean(0).cpu(),
+        state_std=windows.states.std(0).clamp_min(config.features.smallest_std).cpu(),
         action_low=torch.from_numpy(action_low),
         action_high=torch.from_numpy(action_high),
     )
@@ -114,8 +117,8 @@ def extract_skills(
     ``weights`` [episodes]: how often their windows are learned from, relative to each other; None: all alike.
     """
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    windows = SkillWindows(episodes, config.skills.horizon, weights)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    windows = SkillWindows(episodes, config.skills.horizon, weights, device)
     learner = SkillLearner(build_skill_model(config, windows, action_low, action_high), config.skills, device)
     checkpoint = run_dir / "skills.safetensors"
     done = 0

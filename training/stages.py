@@ -60,8 +60,7 @@ class Run:
         threads: int = 0,
         keep_config: bool = True,
     ) -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
+        check_device(device)
         if threads:
             torch.set_num_threads(threads)
         self.config, self.command, self.device = config, command, device
@@ -140,6 +139,12 @@ class Run:
         if keep:
             self.dir.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError where torch has no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
 
 
 def collect(run: Run) -> None:

@@ -223,13 +223,48 @@ def test_relabelled_episodes_are_true_in_the_task_that_they_are_given_to(tmp_pat
 def test_the_bound_on_the_target_is_dropped_after_the_updates_it_is_for(tmp_path, monkeypatch, options, expected):
     update, bounded = MetaLearner.update, []
 
-    def noting(learner, *replays, return_bound):
+    def noting(learner, *replays, return_bound, **options):
         bounded.append(return_bound)
-        return update(learner, *replays, return_bound=return_bound)
+        return update(learner, *replays, return_bound=return_bound, **options)
 
     monkeypatch.setattr(MetaLearner, "update", noting)
     trainer(tmp_path, updates=60, **options).run()
     assert bounded == [True] * expected + [False] * (60 - expected)
+
+
+def test_blind_updates_teach_policy_and_critics_but_not_the_encoder(tmp_path):
+    made = trainer(tmp_path)
+    made.collect()
+    before = [value.clone() for value in made.networks.encoder.parameters()]
+    policy = [value.clone() for value in made.networks.policy.net.parameters()]
+    metrics = made.learner.update(made.replay, made.replay, blind=True)
+    assert all(map(torch.equal, made.networks.encoder.parameters(), before))
+    assert not any(map(torch.equal, made.networks.policy.net.parameters(), policy))
+    assert float(metrics["encoder_kl"]) == 0
+    made.learner.update(made.replay, made.replay)
+    assert not all(map(torch.equal, made.networks.encoder.parameters(), before))
+
+
+def test_the_first_updates_are_blind(tmp_path, monkeypatch):
+    update, blind = MetaLearner.update, []
+
+    def noting(learner, *replays, **options):
+        blind.append(options["blind"])
+        return update(learner, *replays, **options)
+
+    monkeypatch.setattr(MetaLearner, "update", noting)
+    trainer(tmp_path, updates=40, blind_updates=25).run()
+    assert blind == [True] * 25 + [False] * 15
+
+
+def test_small_contexts_may_be_empty(tmp_path):
+    made = trainer(tmp_path, tasks=TASKS * 2, prior_context=0, posterior_tasks=2, context_pool=10, prior_tasks=2)
+    made.collect()
+    mean, std = made.learner._encode(made.pool, [0, 1], [2, 3], blind=False)
+    assert mean[:2].tolist() == [[0.0] * E] * 2
+    assert std[:2].tolist() == [[1.0] * E] * 2
+    assert not torch.equal(mean[2], mean[0])
+    assert all(torch.isfinite(value) for value in made.learner.update(made.replay, made.contexts).values())
 
 
 def demonstrated(tmp_path, **changed):

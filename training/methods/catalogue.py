@@ -21,6 +21,8 @@ _OWN_LOSSES_ONLY: Final = {
     "relabelled_episodes": 0,
     "context_pool": 0,
     "demonstrations": 0,
+    "blind_updates": 0,
+    "prior_context": 4,
     "learning_rate": 3e-4,
     "polyak": 0.005,
 }
@@ -111,7 +113,7 @@ _FROM_UNTRAINED_CRITICS: Final = {
 }
 """KL coefficients of SiMPL's SPiRL baseline, by domain: with those of a meta-trained policy, one that begins untrained leaves the prior."""
 
-_UNAIDED_DATA: Final = {"relabelled_episodes": 0, "demonstrations": 0, "context_pool": 0}
+_UNAIDED_DATA: Final = {"relabelled_episodes": 0, "demonstrations": 0, "context_pool": 0, "blind_updates": 0, "prior_context": 4}
 
 SPIRL: Final = Method(
     "spirl",

@@ -24,7 +24,7 @@ from training.methods.setting import Setting
 from training.methods.start import Start, start_from_bundle, start_from_run
 from training.methods.unit import Unit, kept_units, run_unit
 from training.offline import offline_episodes
-from training.stages import Run, collect, skills
+from training.stages import Run, check_device, collect, skills
 
 _HELP = TextWrapper(110, initial_indent="  ", subsequent_indent=15 * " ")
 EPILOG = f"""\
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, help="where everything goes (default: runs/compare-NAME)")
     made.add_argument("--jobs", type=int, default=1, help="processes, each with its methods (default: 1)")
     made.add_argument("--threads", type=int, default=1, help="torch threads of each process (default: 1)")
+    made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where networks are meta-trained (default: cpu)")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="e.g. --set meta.updates=5000; "
                       "of Skillet's configuration, from which the methods' are made")  # fmt: skip
     made.add_argument("--no-report", action="store_true", help="run only; write no tables and no figure")
@@ -77,6 +78,7 @@ def compare(arguments: Sequence[str]) -> int:
     """Run the command. Returns the exit code. Raises SkilletError for what cannot be run."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
+    check_device(options.device)
     changes = [*options.overrides, f"evaluate.deterministic_every={options.deterministic_every}"]
     config = load_config(options.config, changes)
     out = options.out or Path("runs") / f"compare-{config.domain.name}"
@@ -133,7 +135,7 @@ def _setting(config: TrainingConfig, options: argparse.Namespace, out: Path, con
     except ValueError as error:
         raise ConfigError(f"--tasks {options.tasks}: {error}") from error
     start = _start(config, options, out)
-    return Setting.of(domain, start, tasks, lambda: offline_episodes(config, domain.env, console.print))
+    return Setting.of(domain, start, tasks, lambda: offline_episodes(config, domain.env, console.print), options.device)
 
 
 def _start(config: TrainingConfig, options: argparse.Namespace, out: Path) -> Start:

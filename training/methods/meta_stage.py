@@ -50,7 +50,7 @@ def starting_point(method: Method, setting: Setting, meta_seed: int, folder: Pat
         )
     offline = setting.offline() if config.meta.demonstrations else ()
     run_dir = folder / f"{method.meta}-seed{meta_seed}"
-    trainer = method.trainer(config, skills, setting.training_simulator, setting.train_tasks, run_dir, "cpu", offline)
+    trainer = method.trainer(config, skills, setting.training_simulator, setting.train_tasks, run_dir, setting.device, offline)
     before = {name: value.clone() for name, value in skills.state_dict().items()}
     networks = trainer.run()
     differ = any(not torch.equal(value, before[name]) for name, value in networks.skills.state_dict().items())

@@ -29,12 +29,16 @@ class Setting:
     train_tasks: Sequence[Any]
     test_tasks: Sequence[Any]
     offline: Callable[[], Sequence[Episode]] = tuple
+    device: str = "cpu"
+    """Where meta-trainings compute their updates."""
 
     @classmethod
-    def of(cls, domain: Domain, start: Start, tasks: Sequence[Any], offline: Callable[[], Sequence[Episode]]) -> "Setting":
+    def of(
+        cls, domain: Domain, start: Start, tasks: Sequence[Any], offline: Callable[[], Sequence[Episode]], device: str = "cpu"
+    ) -> "Setting":
         """A domain's own, on the unseen ``tasks``."""
         simulators = domain.simulator, domain.training_simulator
-        return cls(domain.config, start, domain.spec(), *simulators, domain.train_tasks, tasks, offline)
+        return cls(domain.config, start, domain.spec(), *simulators, domain.train_tasks, tasks, offline, device)
 
     def configure(self, method: Method, meta_seed: int) -> TrainingConfig:
         """The configuration of a method with a meta-training seed."""

@@ -68,6 +68,8 @@ def start_from_bundle(bundle: Bundle, config: TrainingConfig) -> Start:
     skills = SkillModel(config.features, config.skills, state_mean=features.mean, state_std=features.std, action_low=low, action_high=high)
     skills.prior.load_state_dict(learner.policy.skill_prior.state_dict())
     skills.decoder = OnnxGraph(bundle.read(SKILL_DECODER))
+    for weight in skills.encoder.parameters():  # which a bundle lacks: the same each time, as checkpoints tell skills by their weights
+        nn.init.zeros_(weight)
     skills.eval()
     networks = MetaNetworks.fresh(skills, learner.layout, config.networks)
     weights = load_tensors(bundle.read(LEARNER_WEIGHTS))

@@ -28,6 +28,13 @@ def test_a_bundle_gives_the_skills_and_networks_that_it_was_made_of(exported, me
     assert exported.manifest.digest[:12] in start.origin
 
 
+def test_a_bundle_gives_the_same_skills_every_time(exported):
+    first, again = (start_from_bundle(exported, world_config()).skills.state_dict() for _ in range(2))
+    assert first
+    for name, value in first.items():  # or a meta-training from a bundle could not go on after an interruption
+        torch.testing.assert_close(again[name], value, rtol=0, atol=0)
+
+
 def test_a_bundle_gives_its_belief(exported, untrained_belief):
     ours, theirs = start_from_bundle(exported, world_config()).belief, untrained_belief.belief()
     states, embeddings = torch.randn(6, 4).numpy(), torch.randn(6, E).numpy()
