@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.belief import TrainedBelief
@@ -39,7 +40,7 @@ from training.meta_learner import MetaNetworks
 from training.networks.meta_policy import MetaPolicy
 
 TOLERANCE = 1e-5
-"""Largest absolute difference between a graph and the torch module it came from."""
+"""Largest difference between a graph and the torch module it came from, of values beyond one as a share of them."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +163,18 @@ def export_graph(
         inputs = {key: value.numpy() for key, value in zip(GRAPH_INPUTS[name], case, strict=True)}
         got = session.run(list(GRAPH_OUTPUTS[name]), inputs)
         # numpy's maximum keeps NaN, Python's drops it
-        largest = float(np.max([largest, *(np.abs(a - b).max(initial=0.0) for a, b in zip(expected, got, strict=True))]))
+        largest = float(np.max([largest, *(_difference(a, b) for a, b in zip(expected, got, strict=True))]))
         if golden is None or (len(cases) > 2 and case[0].shape[1] == 7):
             outputs = dict(zip(GRAPH_OUTPUTS[name], got, strict=True))
             golden = GoldenVectors(inputs={k: v.tolist() for k, v in inputs.items()}, outputs={k: v.tolist() for k, v in outputs.items()})
     if golden is None or not largest <= TOLERANCE:
         raise BundleError(f"{name}: ONNX and torch differ by {largest:.2e}, more than {TOLERANCE:.0e}; the bundle was not written")
     return ExportedGraph(model, golden, largest)
+
+
+def _difference(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """The largest difference, of values beyond one as a share of them: float32 rounds large numbers by more."""
+    return float((np.abs(expected - got) / np.maximum(1.0, np.abs(expected))).max(initial=0.0))
 
 
 def _to_onnx(module: nn.Module, example: tuple[Tensor, ...], inputs: tuple[str, ...], outputs: tuple[str, ...], axes: Any) -> bytes:
