@@ -113,7 +113,7 @@ _FROM_UNTRAINED_CRITICS: Final = {
 }
 """KL coefficients of SiMPL's SPiRL baseline, by domain: with those of a meta-trained policy, one that begins untrained leaves the prior."""
 
-_UNAIDED_DATA: Final = {"relabelled_episodes": 0, "demonstrations": 0, "context_pool": 0, "blind_updates": 0, "prior_context": 4}
+_UNAIDED: Final = {"relabelled_episodes": 0, "demonstrations": 0, "context_pool": 0, "blind_updates": 0, "prior_context": 4}
 
 SPIRL: Final = Method(
     "spirl",
@@ -134,7 +134,7 @@ MTRL: Final = Method(
     trainer=MultiTaskTrainer,
     infers_task=False,
     # Nothing reads the encoder, so that it may be as small as it gets.
-    changes={"meta": _UNAIDED_DATA | {"posterior_context": 1, "prior_context": 1}, "evaluate": _OWN_NOISE},
+    changes={"meta": _UNAIDED | {"posterior_context": 1, "prior_context": 1}, "evaluate": _OWN_NOISE},
 )
 
 PEARL: Final = Method(
@@ -146,7 +146,7 @@ PEARL: Final = Method(
     primitive_actions=True,
     explores_until_rewarded=False,
     finetunes=False,
-    changes={"meta": _UNAIDED_DATA, "evaluate": _PROTOCOL},
+    changes={"meta": _UNAIDED, "evaluate": _PROTOCOL},
 )
 
 PEARL_FT: Final = Method(
@@ -157,7 +157,7 @@ PEARL_FT: Final = Method(
     meta="pearl",
     primitive_actions=True,
     explores_until_rewarded=False,
-    changes={"meta": _UNAIDED_DATA, "evaluate": _PROTOCOL},
+    changes={"meta": _UNAIDED, "evaluate": _PROTOCOL},
 )
 
 SAC: Final = Method(

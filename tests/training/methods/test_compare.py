@@ -64,9 +64,11 @@ def test_processes_of_their_own_come_to_the_same(tmp_path):
         (["--tasks", "tset"], "--tasks tset: expected a split, one of"),
         (["--run", "nowhere"], "run the stage 'skills' first"),
         (["--set", "networks.task_embedding_dim=3"], "was made with another networks"),
+        (["--device", "cuda"], "torch finds no CUDA device here; use --device cpu"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_with_a_reason(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     source = [] if "--run" in arguments else ["--bundle", "bundles/maze"]
     if source == []:
         monkeypatch.chdir(tmp_path)
