@@ -39,7 +39,7 @@ class Demonstration:
 
 DEMONSTRATIONS = {
     "maze": Demonstration("15,19", "paths before and after", video=False),
-    "kitchen": Demonstration("microwave,bottom burner,light switch,top burner", "the arm before and after, and its timeline", video=True),
+    "kitchen": Demonstration("microwave,kettle,top burner,hinge cabinet", "the arm before and after, and its timeline", video=True),
 }
 """Name of the environment -> demonstration."""
 
