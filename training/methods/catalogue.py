@@ -14,15 +14,14 @@ from training.methods.simpl_learner import OneStepATransition
 
 SKILLET: Final = Method("skillet", "Skillet", "this project's own method", meta="skillet")
 
+_UNAIDED: Final = {"relabelled_episodes": 0, "demonstrations": 0, "context_pool": 0, "blind_updates": 0, "prior_context": 4}
+"""Without what Skillet adds to the data and contexts of meta-training."""
+
 _OWN_LOSSES_ONLY: Final = {
+    **_UNAIDED,
     "success_share": 0.0,
     "return_bound": False,
     "return_bound_updates": None,
-    "relabelled_episodes": 0,
-    "context_pool": 0,
-    "demonstrations": 0,
-    "blind_updates": 0,
-    "prior_context": 4,
     "learning_rate": 3e-4,
     "polyak": 0.005,
 }
@@ -112,8 +111,6 @@ _FROM_UNTRAINED_CRITICS: Final = {
     },
 }
 """KL coefficients of SiMPL's SPiRL baseline, by domain: with those of a meta-trained policy, one that begins untrained leaves the prior."""
-
-_UNAIDED: Final = {"relabelled_episodes": 0, "demonstrations": 0, "context_pool": 0, "blind_updates": 0, "prior_context": 4}
 
 SPIRL: Final = Method(
     "spirl",
