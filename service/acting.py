@@ -8,7 +8,7 @@ from service.observations import outside
 from service.policies import MetaPolicy, Networks
 from service.recording import ended_at, no_open_episode
 from service.session_errors import WrongStep
-from service.session_state import Followed, LastAction, Loaded, OpenSkill, Posterior, Session
+from service.session_state import Explored, Followed, LastAction, Loaded, OpenSkill, Posterior, Session
 from training.contract.belief import Belief, Following
 from training.contract.context import Floats, pack_rows, unpack_rows, unpack_vector
 from training.contract.exploration import (
@@ -22,6 +22,7 @@ from training.contract.exploration import (
     plan_episode,
     skill_noise,
 )
+from training.contract.novelty import Novelty, Places, overdue
 
 
 def next_phase(session: Session, current_version: int) -> Phase:
@@ -45,8 +46,13 @@ def explores_posterior(session: Session, phase: Phase) -> bool:
     return session.exploration.asks_posterior(phase, rewarded=session.rewarded)
 
 
-def begin_episode(session: Session, phase: Phase, posterior: Posterior, candidates: Floats | None = None) -> None:
-    """Open the next episode. What it acts with is fixed here: an embedding drawn for it, the posterior's mean, or ``candidates`` [n, E]."""
+def begin_episode(
+    session: Session, phase: Phase, posterior: Posterior, candidates: Floats | None = None, route: Floats | None = None
+) -> None:
+    """Open the next episode. What it acts with is fixed here: an embedding drawn for it, the posterior's mean, or ``candidates`` [n, E].
+
+    ``route`` [n, R]: along which it goes back to a reward once it is overdue.
+    """
     session.episode += 1
     plan = plan_episode(
         phase,
@@ -67,6 +73,8 @@ def begin_episode(session: Session, phase: Phase, posterior: Posterior, candidat
     session.may_go_beyond, session.beyond_from, session.beyond_return = session.forced_phase is None, -1, 0.0
     session.last_action, session.last_outcome = None, None
     session.held, session.pending, session.ended = [], {}, None
+    if session.rewarded:  # from now on it goes where rewards are
+        session.explored = None if route is None else Explored(route=pack_rows(route))
 
 
 def wanted_version(loaded: Loaded, horizon: int) -> int | None:
@@ -155,35 +163,56 @@ def follows_versions(session: Session) -> bool:
 
 
 def goes_beyond(session: Session, networks: Networks) -> bool:
-    """Whether the next skill explores beyond what the session knows, because its episode has nothing left to gain by that.
+    """Whether the next skill explores beyond what the session knows, because its episode has nothing left to gain by that, or is overdue.
 
     Not where the client asked for something else: mean skills, or a phase when the episode began. An episode that has begun to stays so.
     """
-    if not networks.goes_beyond or session.deterministic:
+    has_route = session.explored is not None and bool(session.explored.route)
+    if not (networks.goes_beyond or has_route) or session.deterministic:
         return False
     if session.beyond_from >= 0:
         return True
-    return session.may_go_beyond and session.exploration.nothing_left(earned=session.episode_return, returns=session.recent_returns)
+    if not session.may_go_beyond:
+        return False
+    if has_route and (novelty := _novelty(session, networks)) is not None:
+        return overdue(_places(session, novelty), session.act_step // networks.spec.skill_horizon, earned=session.episode_return)
+    return session.exploration.nothing_left(earned=session.episode_return, returns=session.recent_returns)
 
 
 def _choose_skill(session: Session, state: Floats, networks: Networks, policy: MetaPolicy) -> OpenSkill:
     spec, step = networks.spec, session.act_step
     skill_index = step // spec.skill_horizon
     noise = None if session.deterministic else skill_noise(session.seed, session.episode, step, spec.skill_dim)
+    explores = session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version
+    novelty = _novelty(session, networks)
+    if explores and novelty is not None:
+        return _begin_skill(session, state, _planned(session, state, networks, novelty), policy)
+    if novelty is not None and session.explored is not None:
+        session.explored.track = pack_rows(novelty.on_the_way(_places(session, novelty), state, skill_index=skill_index).track)
     if beyond := goes_beyond(session, networks):
+        session.beyond_from = step if session.beyond_from < 0 else session.beyond_from
+    if beyond and novelty is not None:
+        chosen = novelty.retrace(
+            _places(session, novelty), state, seed=session.seed, episode=session.episode, skill_index=skill_index, skill_dim=spec.skill_dim
+        )
+        return _begin_skill(session, state, chosen, networks.meta_policy, counts=False)
+    if beyond:
         policy, embedding = networks.meta_policy, beyond_embedding(session.seed, session.episode, skill_index, networks)
-    elif session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version:
+    elif explores:
         embedding = _explored(session, state, networks)
     elif policy.task_embedding is None:
         embedding = in_turn(unpack_rows(session.embedding, spec.task_embedding_dim), skill_index)
     else:
         embedding = policy.task_embedding
     chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior)
-    if beyond:
-        session.beyond_from = step if session.beyond_from < 0 else session.beyond_from
-    else:  # the episode counts for the versions that did what the session knows
+    return _begin_skill(session, state, chosen, policy, counts=not beyond)
+
+
+def _begin_skill(session: Session, state: Floats, chosen: Floats, policy: MetaPolicy, *, counts: bool = True) -> OpenSkill:
+    """``counts``: the episode counts for the version, as it does what the session knows."""
+    if counts:
         _note_version(session, policy.version)
-    session.skills.append(OpenSkill(step, pack_rows(state), pack_rows(chosen), policy.version))
+    session.skills.append(OpenSkill(session.act_step, pack_rows(state), pack_rows(chosen), policy.version))
     return session.skills[-1]
 
 
@@ -218,6 +247,32 @@ def _explored(session: Session, state: Floats, networks: Networks) -> Floats:
     session.followed = Followed(pack_rows(now.plausibility), now.particle, now.since, now.hope)
     embedding: Floats = networks.belief.particles[now.particle]
     return embedding
+
+
+def _novelty(session: Session, networks: Networks) -> Novelty | None:
+    """What the session explores with, where that is novelty."""
+    return None if session.exploration is not Exploration.NOVELTY or networks.belief is None else networks.belief.novelty
+
+
+def _places(session: Session, novelty: Novelty) -> Places:
+    """Where the session has been."""
+    if (kept := session.explored) is None:
+        return novelty.begin()
+    return Places(*(unpack_rows(points, len(novelty.projection)) for points in (kept.seen, kept.aimed, kept.track, kept.route)))
+
+
+def _planned(session: Session, state: Floats, networks: Networks, novelty: Novelty) -> Floats:
+    """The skill [Z] of a session that explores by novelty and knows nothing of its task yet. What it sees speaks against particles too."""
+    spec = networks.spec
+    skill, after = novelty.plan(
+        _places(session, novelty), state, seed=session.seed, episode=session.episode, skill_index=session.act_step // spec.skill_horizon,
+        skill_dim=spec.skill_dim,
+    )  # fmt: skip
+    session.explored = Explored(*map(pack_rows, (after.seen, after.aimed, after.track, after.route)))
+    if networks.belief is not None and not session.rewarded:
+        now = following(session, networks.belief)
+        session.followed = Followed(pack_rows(networks.belief.seen_in_vain(now.plausibility, state)), now.particle, now.since, now.hope)
+    return skill
 
 
 def following(session: Session, belief: Belief) -> Following:

@@ -25,6 +25,7 @@ from service.versions import VersionStore
 from service.views import belief_view
 from training.contract.context import Floats
 from training.contract.exploration import Exploration, turns
+from training.contract.novelty import WAYS, ways_to_rewards
 
 _log = logging.getLogger(__name__)
 _JUDGED_EPISODES = 3 * (RECENT[-1] + REFERENCE[1])
@@ -56,9 +57,9 @@ class Adaptation:
         return await asyncio.shield(self._infer(loaded, networks))
 
     async def candidates(self, loaded: Loaded, networks: Networks, posterior: Posterior) -> Floats | None:
-        """Embeddings [n, E] of ``posterior`` that take turns in a session's next episode; None where it does not explore by a belief."""
+        """Embeddings [n, E] of ``posterior`` that take turns in a session's next episode; None where none do."""
         session, belief, spec = loaded.session, networks.belief, networks.spec
-        if session.exploration is not Exploration.BELIEF or belief is None:
+        if not session.exploration.takes_turns or belief is None:
             return None
         count = turns(spec.episode_steps, spec.skill_horizon)
 
@@ -68,10 +69,26 @@ class Adaptation:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, choose)
 
-    async def belief(self, loaded: Loaded, networks: Networks) -> schemas.Belief | None:
-        """What a session that explores by a belief makes of all that it has seen; None for others."""
+    async def route(self, loaded: Loaded, networks: Networks) -> Floats | None:
+        """The route [n, R] to a reward of a session that explores by novelty (`training.contract.novelty`); None where there is none."""
         session, belief = loaded.session, networks.belief
-        if session.exploration is not Exploration.BELIEF or belief is None:
+        if session.exploration is not Exploration.NOVELTY or not session.rewarded or belief is None or belief.novelty is None:
+            return None
+        novelty = belief.novelty
+
+        def find() -> Floats:
+            records = [record for record in self._store.episodes(loaded.keys, first=-WAYS) if not record.skipped]
+            first = records[0].first_row if records else 0
+            rows = self._store.context(loaded.keys, first, session.rows, networks.layout.width)
+            episodes = [rows[record.first_row - first : record.end_row - first] for record in records]
+            return novelty.with_route(ways_to_rewards(episodes, networks.layout)).route
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, find)
+
+    async def belief(self, loaded: Loaded, networks: Networks) -> schemas.Belief | None:
+        """What a session that explores by a belief or by novelty makes of all that it has seen; None for others."""
+        session, belief = loaded.session, networks.belief
+        if not session.exploration.takes_turns or belief is None:
             return None
         plausibility = following(session, belief).plausibility
 

@@ -22,7 +22,15 @@ from service.parts import parts_of
 from service.policies import Networks
 from service.wire import problem, read, reply
 from training.contract.context import Floats
-from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER
+from training.contract.spec import (
+    GRAPH_INPUTS,
+    GRAPH_OUTPUTS,
+    META_POLICY,
+    REWARD_DECODER,
+    SKILL_DECODER,
+    SKILL_DYNAMICS,
+    TASK_ENCODER,
+)
 
 _SUFFIX: Final = ".onnx"
 _VERSION_DIGITS: Final = 12
@@ -160,6 +168,7 @@ def _shapes(networks: Networks, file: str) -> dict[str, list[int]]:
         META_POLICY: {"state": state, "task_embedding": embedding} | dict.fromkeys(GRAPH_OUTPUTS[META_POLICY], skill),
         TASK_ENCODER: {"context": [-1, -1, networks.layout.width], "mask": [-1, -1], "mean": embedding, "std": embedding},
         REWARD_DECODER: {"state": state, "task_embedding": embedding, "probability": [-1]},
+        SKILL_DYNAMICS: {"state": state, "noise": skill, "drawn_skill": skill, "next_state": state},
     }[file]
 
 

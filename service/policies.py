@@ -17,7 +17,17 @@ from training.contract.bundle import Bundle
 from training.contract.context import ContextLayout, Floats, pack_rows, select_context, unpack_rows
 from training.contract.envelope import Envelope, Guard, Range
 from training.contract.errors import BundleCorrupt
-from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER, ModelSpec
+from training.contract.novelty import Novelty
+from training.contract.spec import (
+    GRAPH_INPUTS,
+    GRAPH_OUTPUTS,
+    META_POLICY,
+    REWARD_DECODER,
+    SKILL_DECODER,
+    SKILL_DYNAMICS,
+    TASK_ENCODER,
+    ModelSpec,
+)
 
 _TRIED = 64
 
@@ -56,6 +66,21 @@ class RewardDecoder:
         return _finite(self.graph.run(states, task_embeddings)[0], "reward probability", 0)
 
 
+@dataclass(frozen=True)
+class SkillDynamics:
+    """Says where skills lead."""
+
+    graph: Graph
+
+    def imagine(self, states: Floats, noise: Floats) -> tuple[Floats, Floats]:
+        """Skills [B, Z] that the skill prior draws in states [B, S] with noise [B, Z], and the states [B, S] that they lead to.
+
+        Raises PolicyOutputInvalid when they are not finite.
+        """
+        skills, after = self.graph.run(states, noise)
+        return _finite(skills, "imagined skill", 0), _finite(after, "imagined state", 0)
+
+
 class Networks:
     """The graphs of one bundle, and the guard of its safety envelope (without ``envelope``: of its spec's limits)."""
 
@@ -73,7 +98,9 @@ class Networks:
         self.skill_temperature = bundle.manifest.skill_temperature
         self.meta_policy = MetaPolicy(graphs[META_POLICY], temperature=self.skill_temperature)
         particles = bundle.manifest.particles
-        self.belief = None if particles is None else Belief(_array(particles), RewardDecoder(graphs[REWARD_DECODER]).probability)
+        places = bundle.manifest.places
+        novelty = None if places is None else Novelty(_array(places), SkillDynamics(graphs[SKILL_DYNAMICS]).imagine)
+        self.belief = None if particles is None else Belief(_array(particles), RewardDecoder(graphs[REWARD_DECODER]).probability, novelty)
         self.goes_beyond = self.belief is not None and bool(bundle.manifest.finetuning.get("infer_again", False))
         """Whether sessions may explore beyond what they know: there is a belief, and the task shows bit by bit."""
         self._tunable: TunableGraph | None = None

@@ -9,7 +9,7 @@ from service import acting
 from service.errors import InvalidRequest
 from service.policies import MetaPolicy, Networks
 from service.session_log import Acted, Began, Event, Reported
-from service.session_state import OpenSkill, Outcome, Posterior, Session
+from service.session_state import Explored, OpenSkill, Outcome, Posterior, Session
 from training.contract.context import Floats, pack_rows, unpack_rows
 
 Policies = Callable[[int], MetaPolicy | None]
@@ -65,6 +65,8 @@ def _begin(session: Session, event: Began, networks: Networks, context: Floats) 
     session.phase, session.use_skill_prior, session.task_version = event.phase, event.use_skill_prior, event.task_version
     session.embedding = pack_rows(belief)
     session.may_go_beyond = False  # the log says of each skill whether it did
+    if event.route:
+        session.explored = Explored(route=event.route)
 
 
 def _act(session: Session, event: Acted, networks: Networks, policies: Policies, found: Replayed) -> None:

@@ -18,7 +18,10 @@ KEPT_SAVES: Final = 50_000
 
 
 class Began(Struct, frozen=True, tag="began", array_like=True):
-    """An episode began, with ``rows`` skill transitions before it, acting with this embedding, float32 [E], or these in turn [n, E]."""
+    """An episode began, with ``rows`` skill transitions before it, acting with this embedding, float32 [E], or these in turn [n, E].
+
+    ``route``: float32 [n, R], along which it goes back to a reward once it is overdue.
+    """
 
     episode: int
     rows: int
@@ -26,13 +29,14 @@ class Began(Struct, frozen=True, tag="began", array_like=True):
     use_skill_prior: bool
     embedding: bytes
     task_version: int
+    route: bytes = b""
 
 
 class Acted(Struct, frozen=True, tag="acted", array_like=True):
     """An action was given for a state; ``skill`` (float32 [Z]) when it began one, chosen in ``phase`` by this version.
 
     ``rewarded``: whether the session had seen a reward by then. ``beyond``: whether the skill explored because there was nothing left to
-    gain.
+    gain, or went back to a reward because the episode was overdue.
     """
 
     step: int

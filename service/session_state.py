@@ -65,6 +65,15 @@ class Followed(Struct, array_like=True):
     hope: float
 
 
+class Explored(Struct, array_like=True):
+    """Where a session that explores by novelty has been (`training.contract.novelty.Places`)."""
+
+    seen: bytes = b""  # float32 [m, R]
+    aimed: bytes = b""  # float32 [k, R]
+    track: bytes = b""  # float32 [k, R]
+    route: bytes = b""  # float32 [n, R]
+
+
 class Session(Struct, array_like=True):
     """Everything that acting needs, between two requests."""
 
@@ -115,6 +124,7 @@ class Session(Struct, array_like=True):
     beyond_from: int = -1  # from which step on it does; -1: it does not
     beyond_return: float = 0.0  # what the steps from there on earned
     skipped: bool = False  # a skill was left out, so that rows are not its skills one by one
+    explored: Explored | None = None  # by a session that explores by novelty
 
 
 class EpisodeRecord(Struct, frozen=True):

@@ -75,7 +75,7 @@ class StepLoop:
             if acting.explores_posterior(loaded.session, phase):
                 candidates = await self._adaptation.candidates(loaded, networks, posterior)
             answer = schemas.EpisodeStarted(loaded.session.episode + 1, phase, loaded.session.ended)
-            acting.begin_episode(loaded.session, phase, posterior, candidates)
+            acting.begin_episode(loaded.session, phase, posterior, candidates, await self._adaptation.route(loaded, networks))
             if key is not None:
                 loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]
             if self.store.save(loaded, Changes(events=[_began(loaded.session)])):
@@ -249,7 +249,8 @@ class StepLoop:
 
 
 def _began(session: Session) -> Began:
-    return Began(session.episode, session.rows, session.phase, session.use_skill_prior, session.embedding, session.task_version)
+    route = b"" if session.explored is None else session.explored.route
+    return Began(session.episode, session.rows, session.phase, session.use_skill_prior, session.embedding, session.task_version, route)
 
 
 def acted(session: Session, answer: schemas.Action, state: Floats) -> Acted:

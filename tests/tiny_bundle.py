@@ -1,16 +1,19 @@
 """A bundle of small untrained networks, for tests: S=4, A=2, Z=3, E=2, H=5, all different so that a swapped axis shows."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.belief import TrainedBelief
+from training.belief import TrainedBelief, TrainedNovelty, untrained_dynamics
 from training.config import BeliefConfig, CollectConfig, DomainConfig, FinetuningConfig, NetworkConfig, SkillConfig, TrainingConfig
 from training.contract.bundle import Bundle, Manifest, write_bundle
 from training.contract.context import ContextLayout
 from training.contract.envelope import Envelope
-from training.contract.spec import REWARD_DECODER, ModelSpec, VectorSpec
+from training.contract.exploration import Exploration
+from training.contract.spec import REWARD_DECODER, SKILL_DYNAMICS, ModelSpec, VectorSpec
 from training.export import export_bundle
 from training.meta_learner import MetaNetworks
 from training.networks.skill_model import SkillModel
@@ -54,7 +57,7 @@ def tiny_config(**finetuning: float) -> TrainingConfig:
             max_context=32,
         ),
         finetuning=FinetuningConfig.model_validate(options),
-        belief=BeliefConfig(particles=7, hidden=(6,)),
+        belief=BeliefConfig(particles=7, hidden=(6,), dynamics_updates=5, dynamics_hidden=(8,)),
     )
 
 
@@ -81,7 +84,10 @@ def make_tiny_bundle(path: Path, *, seed: int = 0, spec: ModelSpec = TINY_SPEC, 
 @torch.no_grad()
 def _belief(config: TrainingConfig, networks: MetaNetworks) -> TrainedBelief:
     """Particles at random, and a decoder of which some are ruled out soon: its answers are far from even."""
-    belief = TrainedBelief.untrained(config, networks)
+    places = torch.eye(S)[:2]  # where it is, not how fast
+    dynamics = untrained_dynamics(config, networks)
+    dynamics.net[-1].weight.mul_(20)  # skills lead somewhere
+    belief = replace(TrainedBelief.untrained(config, networks), novelty=TrainedNovelty(places, dynamics.eval()))
     belief.particles.copy_(torch.randn(belief.particles.shape))
     belief.decoder.net[-1].weight.mul_(20)
     return belief
@@ -93,8 +99,13 @@ def with_finetuning(bundle: Bundle, path: Path, **finetuning: float) -> Bundle:
 
 
 def without_belief(bundle: Bundle, path: Path) -> Bundle:
-    """A copy of a bundle at ``path`` that offers no belief."""
-    return copied(bundle, path, leave_out=REWARD_DECODER, particles=None)
+    """A copy of a bundle at ``path`` that offers no belief, and with it no novelty."""
+    return copied(bundle, path, leave_out=(REWARD_DECODER, SKILL_DYNAMICS), particles=None, places=None)
+
+
+def exploring_by_novelty(bundle: Bundle, path: Path) -> Bundle:
+    """A copy of a bundle at ``path`` whose sessions explore by novelty unless they say otherwise."""
+    return copied(bundle, path, exploration=Exploration.NOVELTY)
 
 
 def with_envelope(bundle: Bundle, path: Path, envelope: Envelope) -> Bundle:
@@ -102,8 +113,8 @@ def with_envelope(bundle: Bundle, path: Path, envelope: Envelope) -> Bundle:
     return copied(bundle, path, envelope=envelope)
 
 
-def copied(bundle: Bundle, path: Path, leave_out: str | None = None, **changed: Any) -> Bundle:
-    """A copy of a bundle at ``path`` without one file or with other fields of the manifest."""
+def copied(bundle: Bundle, path: Path, leave_out: Collection[str] = (), **changed: Any) -> Bundle:
+    """A copy of a bundle at ``path`` without some files or with other fields of the manifest."""
     manifest = bundle.manifest
     fields = {name: getattr(manifest, name) for name in Manifest.model_fields if name not in ("format_version", "files")}
-    return write_bundle(path, {name: bundle.read(name) for name in manifest.files if name != leave_out}, **fields | changed)
+    return write_bundle(path, {name: bundle.read(name) for name in manifest.files if name not in leave_out}, **fields | changed)

@@ -1,11 +1,13 @@
 """Between meta-training and serving: particles of task embeddings, and a reward decoder that weighs them (`training.contract.belief`).
 
-Everything comes from the training tasks, whose rewards are known: their posteriors, and episodes with the rewards that these would have
-earned in each task. The networks of meta-training stay as they are.
+With them, where the configuration asks for it, what exploring by novelty takes (`training.skill_dynamics`). Everything comes from the
+training tasks, whose rewards are known: their posteriors, and episodes with the rewards that these would have earned in each task. The
+networks of meta-training stay as they are.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +22,46 @@ from training.config import TrainingConfig
 from training.contract.belief import FOLLOW_SKILLS, Belief
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
+from training.contract.novelty import Novelty
 from training.meta_learner import MetaNetworks, posterior_means
 from training.networks.reward_decoder import RewardDecoder
+from training.networks.skill_dynamics import SkillDynamics
 from training.prior_regularised_sac import step
 from training.relabelling import Relabeller
 from training.replay import SkillEpisode, TaskReplay
 from training.rollout import Acting, Choice, TaskSimulator, rollout
 from training.run_log import RunLog
+from training.skill_dynamics import fit_skill_dynamics, place_projection
 
 CONTEXTS = 8
 """Contexts from which each training task's posterior is inferred; their spread counts as part of its scale."""
 
 
 @dataclass(frozen=True)
+class TrainedNovelty:
+    """Coordinates of places, float32 [R, S], and the model of where skills lead."""
+
+    places: Tensor
+    dynamics: SkillDynamics
+
+    def novelty(self) -> Novelty:
+        """As sessions use it."""
+
+        @torch.no_grad()
+        def imagine(states: Floats, noise: Floats) -> tuple[Floats, Floats]:
+            skills, after = self.dynamics(torch.from_numpy(states), torch.from_numpy(noise))
+            return skills.numpy(), after.numpy()
+
+        return Novelty(self.places.numpy(), imagine)
+
+
+@dataclass(frozen=True)
 class TrainedBelief:
-    """Particles, float32 [P, E], and the reward decoder."""
+    """Particles, float32 [P, E], and the reward decoder; ``novelty`` where exploring by it was asked for."""
 
     particles: Tensor
     decoder: RewardDecoder
+    novelty: TrainedNovelty | None = None
 
     @classmethod
     def untrained(cls, config: TrainingConfig, networks: MetaNetworks) -> "TrainedBelief":
@@ -49,12 +73,17 @@ class TrainedBelief:
     def load(cls, path: Path, config: TrainingConfig, networks: MetaNetworks) -> "TrainedBelief":
         """From a checkpoint."""
         belief = cls.untrained(config, networks)
-        tensors, _ = load_checkpoint(path, modules={"decoder": belief.decoder})
-        return cls(tensors["particles"], belief.decoder.eval())
+        dynamics = untrained_dynamics(config, networks) if config.belief.dynamics_updates else None
+        tensors, _ = load_checkpoint(path, modules={"decoder": belief.decoder} | ({"dynamics": dynamics} if dynamics else {}))
+        novelty = TrainedNovelty(tensors["places"], dynamics.eval()) if dynamics else None
+        return cls(tensors["particles"], belief.decoder.eval(), novelty)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
-        save_checkpoint(path, modules={"decoder": self.decoder}, optimizers={}, tensors={"particles": self.particles}, note={})
+        modules, tensors = {"decoder": self.decoder}, {"particles": self.particles}
+        if self.novelty is not None:
+            modules["dynamics"], tensors["places"] = self.novelty.dynamics, self.novelty.places
+        save_checkpoint(path, modules=modules, tensors=tensors)
 
     def belief(self) -> Belief:
         """As sessions use it."""
@@ -64,7 +93,12 @@ class TrainedBelief:
             answer: Floats = self.decoder(torch.from_numpy(states), torch.from_numpy(embeddings)).numpy()
             return answer
 
-        return Belief(self.particles.numpy(), probability)
+        return Belief(self.particles.numpy(), probability, self.novelty and self.novelty.novelty())
+
+
+def untrained_dynamics(config: TrainingConfig, networks: MetaNetworks) -> SkillDynamics:
+    """A model of where skills lead, of the configured size, on a copy of the skill prior."""
+    return SkillDynamics(copy.deepcopy(networks.skills.prior), config.skills.skill_dim, config.belief.dynamics_hidden)
 
 
 @dataclass
@@ -127,7 +161,24 @@ class BeliefTrainer:
         belief.particles.copy_(self._particles(mean, scale))
         self._fit(belief.decoder, sightings, mean, scale)
         belief.decoder.eval()
-        return belief
+        if not self.config.belief.dynamics_updates:
+            return belief
+        return replace(belief, novelty=self._novelty([*first[0], *second[0]], sightings))
+
+    def _novelty(self, episodes: Sequence[SkillEpisode], sightings: Sightings) -> TrainedNovelty:
+        """From the episodes so far, and as many by the skill prior, which plans are drawn from."""
+        places = torch.from_numpy(place_projection(sightings.states, sightings.rewarded))
+        tasks = [self.tasks[index % len(self.tasks)] for index in range(len(episodes))]
+        by_prior, _ = rollout(
+            self.simulator, tasks, self.networks.policy, self.networks.skills.decoder,
+            Acting.by_prior(len(tasks), self.networks.encoder.embedding_dim),
+            horizon=self.config.skills.horizon, layout=self.layout, rng=self.rng,
+        )  # fmt: skip
+        dynamics = untrained_dynamics(self.config, self.networks)
+        # A skill that the episode's end cut short says where its first steps lead.
+        rows = np.concatenate([each.rows[:-1] for each in [*episodes, *by_prior]])
+        fit_skill_dynamics(dynamics, rows, self.layout, self.config.belief, self.run_dir, self.config.seed)
+        return TrainedNovelty(places, dynamics.eval())
 
     def _explore(self, draw: Any) -> tuple[list[SkillEpisode], list[Floats]]:
         """Episodes of all training tasks in turn that switch embeddings; what they earn in each task goes into its replay."""

@@ -147,7 +147,7 @@ class MetaConfig(Frozen):
 
 
 class BeliefConfig(Frozen):
-    """The belief with which sessions explore: particles of task embeddings and a reward decoder (`training.belief`)."""
+    """What sessions explore with (`training.belief`): particles of task embeddings, a reward decoder, and a model of where skills lead."""
 
     particles: int = Field(default=0, ge=0, description="embeddings that a session weighs; 0: the bundle offers no belief")
     episodes: int = Field(default=800, gt=0, description="episodes of the training tasks to learn from")
@@ -162,6 +162,10 @@ class BeliefConfig(Frozen):
     interpolation: float = Field(default=0.6, ge=0, le=1, description="how far on the way to a neighbour, and away from it, particles go")
     widening: float = Field(default=1.5, gt=0, description="what the posteriors' scales are multiplied by")
     prior_share: float = Field(default=0.1, ge=0, le=1, description="share of particles from N(0, I), for tasks unlike the training tasks")
+    dynamics_updates: int = Field(
+        default=0, ge=0, description="updates of a model of where skills lead, with which sessions explore by novelty; 0: they cannot"
+    )
+    dynamics_hidden: tuple[int, ...] = (128, 128, 128)
 
 
 class FinetuningConfig(Frozen):
@@ -224,8 +228,11 @@ class TrainingConfig(Frozen):
 
     @model_validator(mode="after")
     def _explores_by_what_there_is(self) -> Self:
-        if self.evaluate.exploration is Exploration.BELIEF and not self.belief.particles:
-            raise ValueError("evaluate.exploration 'belief' needs particles: set belief.particles, e.g. to 256")
+        exploration, belief = self.evaluate.exploration, self.belief
+        if exploration in (Exploration.BELIEF, Exploration.NOVELTY) and not belief.particles:
+            raise ValueError(f"evaluate.exploration {exploration.value!r} needs particles: set belief.particles, e.g. to 256")
+        if exploration is Exploration.NOVELTY and not belief.dynamics_updates:
+            raise ValueError("evaluate.exploration 'novelty' needs a model of where skills lead: set belief.dynamics_updates, e.g. to 4000")
         return self
 
     @property

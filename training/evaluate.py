@@ -26,6 +26,7 @@ from training.contract.exploration import (
     plan_episode,
     turns,
 )
+from training.contract.novelty import WAYS, Novelty, Places, overdue, ways_to_rewards
 from training.contract.spec import ModelSpec
 from training.finetuning import Finetuner
 from training.meta_learner import MetaNetworks
@@ -45,6 +46,7 @@ class TargetSession:
     context: list[Floats] = field(default_factory=list)
     rewarded: bool = False
     following: Following | None = None
+    places: Places | None = None
     learner: Finetuner | None = None
     returns: list[float] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
@@ -69,8 +71,12 @@ class TargetProtocol:
         new_learner: Callable[[Floats, int], Finetuner] | None,
         belief: Belief | None = None,
     ) -> None:
-        if config.evaluate.exploration is Exploration.BELIEF and belief is None:
-            raise ConfigError("evaluate.exploration is 'belief', and no belief was given: choose another here, e.g. 'switching'")
+        exploration = config.evaluate.exploration
+        if (exploration.takes_turns and belief is None) or (exploration is Exploration.NOVELTY and belief and not belief.novelty):
+            raise ConfigError(
+                f"evaluate.exploration is {exploration.value!r}, and there is nothing to explore so with: choose another here, "
+                "e.g. 'switching'"
+            )
         self.belief, self.goes_beyond = belief, belief is not None and config.finetuning.infer_again
         self.config, self.networks, self.spec, self.simulator, self.new_learner = config, networks, spec, simulator, new_learner
         self.layout = ContextLayout(spec.state_dim, spec.skill_dim)
@@ -115,23 +121,33 @@ class TargetProtocol:
         )[0]
 
     def _episode(self, sessions: list[TargetSession], episode: int, rng: np.random.Generator) -> None:
+        for session in sessions:
+            if session.rewarded and self.config.evaluate.exploration is Exploration.NOVELTY:
+                session.places = self._novelty.with_route(ways_to_rewards(session.context[-WAYS:], self.layout))
         plans = [self._plan(session, episode) for session in sessions]
         known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
 
         exploration, beyond = self.config.evaluate.exploration, np.zeros(len(sessions), np.bool_)
 
         def choose(skill_index: int, states: Floats, active: NDArray[np.intp], earned: Floats) -> Choice:
-            chosen = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32)
+            chosen, planned = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32), dict[int, Floats]()
             for index in active:
                 session, inferred = sessions[index], known[index]
+                if retraces := exploration is Exploration.NOVELTY and session.rewarded:
+                    session.places = self._novelty.on_the_way(session.places, states[index], skill_index=skill_index)
+                    beyond[index] |= overdue(session.places, skill_index, earned=earned[index])
                 beyond[index] |= self.goes_beyond and exploration.nothing_left(earned=earned[index], returns=session.returns)
-                if self.belief is not None and beyond[index]:
+                if beyond[index] and retraces:
+                    planned[index] = self._novelty.retrace(session.places, states[index], **self._choice(session, episode, skill_index))
+                elif self.belief is not None and beyond[index]:
                     chosen[index] = self.belief.at_random(seed=session.seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
                 elif inferred is not None:
                     chosen[index] = in_turn(inferred, skill_index)
+                elif exploration is Exploration.NOVELTY:
+                    planned[index] = self._planned(session, states[index], episode, skill_index)
                 else:
                     chosen[index] = self._explored(session, states[index], episode, skill_index, plain=plans[index].use_skill_prior)
-            return Choice(torch.from_numpy(chosen), beyond.copy())
+            return Choice(torch.from_numpy(chosen), beyond.copy(), planned)
 
         plain, temperature = torch.tensor([plan.use_skill_prior for plan in plans]), self.config.evaluate.skill_temperature
         acting = Acting(torch.zeros(0), plain, temperature=temperature, redraw=choose, base=self.networks.policy)
@@ -142,6 +158,22 @@ class TargetProtocol:
             session.returns.append(result.episode_return)
             session.successes.append(result.success)
             session.steps.append(result.steps)
+
+    def _planned(self, session: TargetSession, state: Floats, episode: int, skill_index: int) -> Floats:
+        """The skill [Z] of a session that explores by novelty and has no reward yet."""
+        before = session.places or self._novelty.begin()
+        skill, session.places = self._novelty.plan(before, state, **self._choice(session, episode, skill_index))
+        return skill
+
+    @property
+    def _novelty(self) -> Novelty:
+        assert self.belief is not None
+        assert self.belief.novelty is not None
+        return self.belief.novelty
+
+    def _choice(self, session: TargetSession, episode: int, skill_index: int) -> dict[str, int]:
+        """Which choice of a skill a plan is for."""
+        return {"seed": session.seed, "episode": episode, "skill_index": skill_index, "skill_dim": self.spec.skill_dim}
 
     def _explored(self, session: TargetSession, state: Floats, episode: int, skill_index: int, *, plain: bool) -> Floats:
         """The embedding [E] of a session that has no reward yet, for one skill."""
@@ -173,8 +205,8 @@ class TargetProtocol:
         )
 
     def _candidates(self, session: TargetSession, episode: int, mean: Floats, scale: Floats) -> Floats | None:
-        """Embeddings [n, E] of the posterior (mean and scale [E]) that take turns; None where sessions do not explore by a belief."""
-        if self.belief is None or self.config.evaluate.exploration is not Exploration.BELIEF:
+        """Embeddings [n, E] of the posterior (mean and scale [E]) that take turns; None where none do (`Exploration.takes_turns`)."""
+        if self.belief is None or not self.config.evaluate.exploration.takes_turns:
             return None
         spec = self.spec
         rows = np.concatenate(session.context)

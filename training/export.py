@@ -32,6 +32,7 @@ from training.contract.spec import (
     MODEL_CARD,
     REWARD_DECODER,
     SKILL_DECODER,
+    SKILL_DYNAMICS,
     TASK_ENCODER,
     ModelSpec,
 )
@@ -95,6 +96,7 @@ def export_bundle(
         conditioning_episodes=config.evaluate.conditioning_episodes,
         skill_temperature=config.evaluate.skill_temperature,
         particles=None if belief is None else belief.particles.tolist(),
+        places=None if belief is None or belief.novelty is None else belief.novelty.places.tolist(),
         provenance=provenance,
         envelope=envelope,
     )
@@ -106,7 +108,7 @@ def config_digest(config: TrainingConfig) -> str:
 
 
 def export_graphs(networks: MetaNetworks, spec: ModelSpec, belief: TrainedBelief | None = None) -> dict[str, ExportedGraph]:
-    """The three graphs, and the reward decoder where there is a ``belief``, checked against torch for several batch and context sizes."""
+    """The three graphs, and those of the ``belief`` where there is one, checked against torch for several batch and context sizes."""
     generator = torch.Generator().manual_seed(0)
     low, high = torch.tensor(spec.observation.low), torch.tensor(spec.observation.high)
     finite_low, finite_high = low.clamp_min(-10), high.clamp_max(10)
@@ -143,6 +145,10 @@ def export_graphs(networks: MetaNetworks, spec: ModelSpec, belief: TrainedBelief
         modules[REWARD_DECODER] = belief.decoder
         for table in (cases, traced_with, axes):
             table[REWARD_DECODER] = table[META_POLICY]  # it takes what the meta-policy takes
+    if belief is not None and belief.novelty is not None:
+        modules[SKILL_DYNAMICS] = belief.novelty.dynamics
+        for table in (cases, traced_with, axes):
+            table[SKILL_DYNAMICS] = table[SKILL_DECODER]  # noise is as wide as a skill
     return {name: export_graph(name, modules[name], traced_with[name], axes[name], cases[name]) for name in modules}
 
 

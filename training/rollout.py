@@ -1,7 +1,7 @@
 """Episodes of skills in a vectorised simulator: the meta-policy picks a skill every H steps, the decoder acts in between."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,10 +32,14 @@ class TaskSimulator(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """The embeddings [B, E] of the next skills, and which of them [B] `Acting.base` chooses in the place of an episode's own policy."""
+    """The embeddings [B, E] of the next skills, and which of them [B] `Acting.base` chooses in the place of an episode's own policy.
+
+    ``planned``: skills [Z] by the number of their episode, that no policy chooses.
+    """
 
     embeddings: Tensor
     by_base: NDArray[np.bool_] | None = None
+    planned: Mapping[int, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,4 +151,8 @@ def _choose_skills(
         answers = [policy(states[k : k + 1], embeddings[k : k + 1]) for k, policy in enumerate(chosen_by)]
         mean, std, prior_mean, prior_std = (torch.cat(parts) for parts in zip(*answers, strict=True))
     mean, std = torch.where(plain, prior_mean, mean), torch.where(plain, prior_std, acting.temperature * std)
-    return mean if acting.deterministic else mean + std * torch.randn(mean.shape, generator=generator)
+    skills = mean if acting.deterministic else mean + std * torch.randn(mean.shape, generator=generator)
+    for row, episode in enumerate(active):
+        if episode in choice.planned:
+            skills[row] = torch.from_numpy(choice.planned[episode])
+    return skills

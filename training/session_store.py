@@ -11,6 +11,7 @@ import torch
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.contract.belief import Following
+from training.contract.novelty import Places
 from training.evaluate import TargetProtocol, TargetSession
 from training.run_log import RunLog
 
@@ -52,6 +53,8 @@ def save_sessions(folder: Path, sessions: Sequence[TargetSession]) -> None:
         if (following := session.following) is not None:
             tensors["plausibility"] = torch.from_numpy(following.plausibility)
             note["following"] = {"particle": following.particle, "since": following.since, "hope": following.hope}
+        if (places := session.places) is not None:
+            tensors |= {"seen": torch.from_numpy(places.seen), "aimed": torch.from_numpy(places.aimed)}
         save_checkpoint(new / f"session-{index}.safetensors", modules={}, tensors=tensors, note=note)
         if session.learner is not None:
             session.learner.save(new / f"learner-{index}.safetensors")
@@ -76,6 +79,9 @@ def load_sessions(folder: Path, protocol: TargetProtocol, tasks: Sequence[Any], 
         session.rewarded = note["rewarded"]
         if "following" in note:
             session.following = Following(tensors["plausibility"].numpy(), **note["following"])
+        if "seen" in tensors:
+            seen, aimed = tensors["seen"].numpy(), tensors["aimed"].numpy()
+            session.places = Places(seen, aimed, seen[:0], seen[:0])  # a route is found anew from the context
         learner = folder / f"learner-{index}.safetensors"
         if learner.exists():
             assert protocol.new_learner is not None

@@ -1,4 +1,4 @@
-"""Sessions that explore by a belief over tasks."""
+"""Sessions that explore by a belief over tasks, or by novelty and weigh the same particles."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +22,9 @@ from training.contract.context import unpack_rows
 OPTIONS = {"exploration": "belief", "conditioning_episodes": 3}
 
 
-@pytest.fixture
-def believer(api: TestClient) -> Driver:
-    return Driver(api, **OPTIONS)
+@pytest.fixture(params=["belief", "novelty"])
+def believer(api: TestClient, request: pytest.FixtureRequest) -> Driver:
+    return Driver(api, **OPTIONS | {"exploration": request.param})
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def test_what_is_seen_in_vain_stays_ruled_out_in_the_episodes_that_follow(believ
     assert (plausibility(believer) <= expected + 1e-6).all()
 
 
-def test_a_session_acts_with_the_particle_that_it_follows(believer: Driver, tiny_networks: Networks) -> None:
+def test_a_session_acts_with_the_particle_that_it_follows(api: TestClient, tiny_networks: Networks) -> None:
+    believer = Driver(api, **OPTIONS)
     believer.start()
     chosen = set()
     for step in range(FOLLOW_SKILLS * 5 + 1):
@@ -120,9 +121,10 @@ def test_two_processes_that_take_turns_answer_as_one_would(
                 reply = following.step(episode, step, state(episode, step + 1), terminated=last, reward=reward)
         return told
 
-    alone = drive([Driver(api, **OPTIONS)])
+    options = OPTIONS | {"exploration": believer.session["exploration"]}
+    alone = drive([Driver(api, **options)])
     with TestClient(create_app(settings, {"tiny": tiny_networks})) as elsewhere:
-        other = Driver(elsewhere, **OPTIONS)
+        other = Driver(elsewhere, **options)
         other.session, other.path = believer.session, believer.path
         assert drive([believer, other]) == alone
 

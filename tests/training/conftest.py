@@ -1,12 +1,13 @@
 """One meta-trained-looking set of networks, exported once: the export takes seconds."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.training.tiny import LAYOUT, TINY_SPEC, known_skills, world_config
-from training.belief import TrainedBelief
+from tests.training.tiny import LAYOUT, TINY_SPEC, S, known_skills, world_config
+from training.belief import TrainedBelief, TrainedNovelty, untrained_dynamics
 from training.contract.bundle import Bundle
 from training.export import export_bundle
 from training.meta_learner import MetaNetworks
@@ -37,9 +38,11 @@ def meta_networks() -> MetaNetworks:
 
 @pytest.fixture(scope="session")
 def untrained_belief(meta_networks: MetaNetworks) -> TrainedBelief:
-    """Three particles and a decoder as it comes; not to be changed by a test."""
+    """Three particles, and a decoder and a model of where skills lead as they come; not to be changed by a test."""
     torch.manual_seed(4)
-    belief = TrainedBelief.untrained(world_config(belief={"particles": 3, "hidden": (7,)}), meta_networks)
+    config = world_config(belief={"particles": 3, "hidden": (7,), "dynamics_updates": 1, "dynamics_hidden": (9,)})
+    novelty = TrainedNovelty(torch.randn(2, S), untrained_dynamics(config, meta_networks).eval())
+    belief = replace(TrainedBelief.untrained(config, meta_networks), novelty=novelty)
     belief.particles.copy_(torch.randn(3, belief.particles.shape[1]))
     return belief
 

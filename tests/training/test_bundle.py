@@ -7,7 +7,7 @@ import pytest
 from tests.training.tiny import TINY_SPEC
 from training.contract.bundle import MAX_FILE_BYTES, MAX_FILES, MAX_MANIFEST_BYTES, Bundle, GoldenVectors, write_bundle
 from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
-from training.contract.spec import FORMAT_VERSION, MANIFEST, REWARD_DECODER, SKILL_DECODER
+from training.contract.spec import FORMAT_VERSION, MANIFEST, REWARD_DECODER, SKILL_DECODER, SKILL_DYNAMICS
 
 FILES = {
     "skill_decoder.onnx": b"decoder",
@@ -117,7 +117,7 @@ def test_a_manifest_that_leaves_out_a_needed_file_is_refused(path):
     files = json.loads((path / MANIFEST).read_text())["files"]
     del files["task_encoder.onnx"]
     edit_manifest(path, files=files)
-    with pytest.raises(BundleFileMissing, match=r"does not list task_encoder\.onnx, which a bundle of format 3 needs"):
+    with pytest.raises(BundleFileMissing, match=r"does not list task_encoder\.onnx, which a bundle of format 4 needs"):
         Bundle.load(path)
 
 
@@ -248,8 +248,8 @@ def test_an_empty_directory_is_filled(tmp_path):
     assert Bundle.load(tmp_path).manifest.name == "tiny"
 
 
-def believing(path, **changed):
-    files = FILES | {REWARD_DECODER: b"rewards"}
+def believing(path, files=None, **changed):
+    files = files or FILES | {REWARD_DECODER: b"rewards"}
     fields = {"particles": ((0.5, -1.0), (1.5, 2.0)), "exploration": "belief", "conditioning_episodes": 7} | changed
     return write_bundle(path, files, name="tiny", spec=TINY_SPEC, golden={}, networks={}, finetuning={}, provenance=PROVENANCE, **fields)
 
@@ -260,6 +260,32 @@ def test_a_bundle_with_particles_and_a_reward_decoder_offers_a_belief(tmp_path):
     assert (manifest.particles, manifest.conditioning_episodes) == (((0.5, -1.0), (1.5, 2.0)), 7)
     assert set(manifest.explorations) - set(plain.manifest.explorations) == {"belief"}
     assert believing(tmp_path / "c", particles=((0.5, -1.0), (1.5, 2.1))).manifest.digest != bundle.manifest.digest
+
+
+def test_a_bundle_with_places_and_skill_dynamics_offers_novelty(tmp_path):
+    offering = {"files": FILES | {REWARD_DECODER: b"rewards", SKILL_DYNAMICS: b"dynamics"}, "exploration": "novelty"}
+    bundle, plain = believing(tmp_path / "a", places=((0.5, 0, 0, 1),), **offering), believing(tmp_path / "b")
+    manifest = Bundle.load(bundle.path).manifest
+    assert (manifest.places, manifest.exploration) == (((0.5, 0.0, 0.0, 1.0),), "novelty")
+    assert set(manifest.explorations) - set(plain.manifest.explorations) == {"novelty"}
+    assert believing(tmp_path / "c", places=((0.5, 0, 0, 2),), **offering).manifest.digest != manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"places": ((0.5, -1.0, 3.0),)}, "places must have 4 entries each"),
+        ({"places": ()}, "places"),
+        ({"places": None}, r"needs places and skill_dynamics\.onnx, and a belief"),
+        ({"files": FILES | {REWARD_DECODER: b"rewards"}}, r"needs places and skill_dynamics\.onnx, and a belief"),
+        ({"files": FILES | {SKILL_DYNAMICS: b"dynamics"}, "particles": None}, "and a belief"),
+        ({"files": FILES | {REWARD_DECODER: b"rewards"}, "places": None, "exploration": "novelty"}, "'novelty' needs places and skill_dyn"),
+    ],
+)
+def test_novelty_that_is_not_whole_is_refused(tmp_path, changed, said):
+    whole = {"files": FILES | {REWARD_DECODER: b"rewards", SKILL_DYNAMICS: b"dynamics"}, "places": ((0.5, 0, 0, 1),)}
+    with pytest.raises(ValueError, match=said):
+        believing(tmp_path / "a", **whole | changed)
 
 
 def test_a_bundle_that_acts_with_another_temperature_is_another_version(tmp_path):

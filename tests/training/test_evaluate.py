@@ -12,6 +12,7 @@ from training import evaluate
 from training.contract.belief import Belief
 from training.contract.context import select_context
 from training.contract.exploration import drawn_embedding
+from training.contract.novelty import Novelty
 from training.evaluate import TargetProtocol, write_results
 from training.finetuning import Finetuner
 
@@ -38,7 +39,7 @@ def acted(monkeypatch):
 
 
 def run(exported, networks, world=None, finetuning=True, belief=None, **changed):
-    sections = {"belief": {"particles": 2}} if belief else {}
+    sections = {"belief": {"particles": 2, "dynamics_updates": 1}} if belief else {}
     config = world_config(evaluate={"conditioning_episodes": K, "episodes": EPISODES} | changed, **sections)
     new_learner = partial(Finetuner.from_bundle, exported) if finetuning else None
     protocol = TargetProtocol(config, networks, TINY_SPEC, world or TwoSidedWorld(), new_learner, belief)
@@ -70,6 +71,47 @@ def test_by_a_belief_the_mean_acts_first_once_there_was_a_reward(exported, meta_
         mean, _ = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))
     torch.testing.assert_close(acted[first + 1][0][index], mean[0])
     assert acted[first][0][index].tolist() in PARTICLES.tolist()
+
+
+def stepping(states, noise):
+    """What `known_skills` do in `TwoSidedWorld`, roughly: the first entry moves the place."""
+    after = states.copy()
+    after[:, 0] += np.tanh(noise[:, 0])
+    return noise, after
+
+
+BY_NOVELTY = replace(BELIEF, novelty=Novelty(np.array([[4.0, 0, 0, 0]], np.float32), stepping))
+
+
+def test_by_novelty_sessions_plan_until_a_reward_came(exported, meta_networks, monkeypatch):
+    planned, rollout = [], evaluate.rollout
+
+    def spy(simulator, tasks, policies, decoder, acting, **options):
+        def redraw(skill_index, states, active, earned):
+            choice = acting.redraw(skill_index, states, active, earned)
+            planned.append((skill_index, states.copy(), {index: skill.copy() for index, skill in choice.planned.items()}))
+            return choice
+
+        return rollout(simulator, tasks, policies, decoder, replace(acting, redraw=redraw), **options)
+
+    monkeypatch.setattr(evaluate, "rollout", spy)
+    config = {"conditioning_episodes": 2, "episodes": 4, "exploration": "novelty"}
+    sessions = run(exported, meta_networks, finetuning=False, belief=BY_NOVELTY, **config)
+    novelty, episode = BY_NOVELTY.novelty, -1
+    places = [novelty.begin()] * len(sessions)
+    for skill_index, states, skills in planned:
+        episode += skill_index == 0
+        for index, session in enumerate(sessions):
+            assert index not in skills or not any(session.returns[:episode]), "planned without need"
+            if index in skills:
+                expected, places[index] = novelty.plan(
+                    places[index], states[index], seed=session.seed, episode=episode, skill_index=skill_index, skill_dim=3
+                )
+                np.testing.assert_array_equal(skills[index], expected)
+    for index, session in enumerate(sessions):
+        np.testing.assert_array_equal(session.places.seen, places[index].seen)
+    rows = sessions[0].context[0]
+    np.testing.assert_array_equal(rows[0, LAYOUT.skill], planned[0][2][0])
 
 
 class PaysFirst(CountingWorld):

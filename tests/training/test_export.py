@@ -11,7 +11,7 @@ from tests.training.tiny import LAYOUT, MAX_CONTEXT, TINY_SPEC, E, S, Z, tiny_co
 from training import export
 from training.contract.bundle import Bundle
 from training.contract.errors import BundleError
-from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER
+from training.contract.spec import GRAPH_INPUTS, GRAPH_OUTPUTS, META_POLICY, REWARD_DECODER, SKILL_DECODER, SKILL_DYNAMICS, TASK_ENCODER
 from training.export import TOLERANCE, export_bundle, export_graph, export_graphs
 from training.finetuning import Finetuner
 from training.networks.blocks import StateFeatures
@@ -87,7 +87,7 @@ def test_a_product_of_gaussians_exports_too():
 
 
 def test_golden_vectors_reproduce_and_are_not_trivial(exported):
-    assert set(exported.manifest.golden) == {SKILL_DECODER, META_POLICY, TASK_ENCODER, REWARD_DECODER}
+    assert set(exported.manifest.golden) == {SKILL_DECODER, META_POLICY, TASK_ENCODER, REWARD_DECODER, SKILL_DYNAMICS}
     for name, golden in exported.manifest.golden.items():
         inputs = {key: np.asarray(value, np.float32) for key, value in golden.inputs.items()}
         assert all(value.size for value in inputs.values())

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.contract.context import Floats
+from training.contract.novelty import Novelty
 
 FOLLOW_SKILLS = 40
 """Skills for which an exploring session follows one embedding at most."""
@@ -55,10 +56,11 @@ class Following:
 
 @dataclass(frozen=True)
 class Belief:
-    """The particles [P, E] of a bundle and its reward decoder. Holds nothing of a session."""
+    """The particles [P, E] of a bundle and its reward decoder; ``novelty`` where it offers that. Holds nothing of a session."""
 
     particles: Floats
     reward_probability: RewardProbability
+    novelty: Novelty | None = None
 
     def begin(self) -> Following:
         """Before anything was seen: every particle is as plausible as every other."""

@@ -27,6 +27,7 @@ from training.contract.spec import (
     MODEL_CARD,
     REWARD_DECODER,
     SKILL_DECODER,
+    SKILL_DYNAMICS,
     TASK_ENCODER,
     Frozen,
     ModelSpec,
@@ -87,6 +88,11 @@ class Manifest(Frozen):
     particles: tuple[tuple[float, ...], ...] | None = Field(
         default=None, min_length=1, description="task embeddings [P, E] that a belief weighs, with the reward decoder; without it no belief"
     )
+    places: tuple[tuple[float, ...], ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="coordinates [R, S] in which states within 1 of each other are one place, for exploring by novelty",
+    )
     provenance: Provenance
     envelope: Envelope | None = Field(default=None, description="limits of actions and observations; without it those of the spec hold")
 
@@ -109,20 +115,26 @@ class Manifest(Frozen):
             raise ValueError(f"particles must have {dim} entries each, as a task embedding has")
         if (self.particles is None) != (REWARD_DECODER not in self.files):
             raise ValueError(f"a belief needs both particles and {REWARD_DECODER}")
+        if any(len(axis) != self.spec.state_dim for axis in self.places or ()):
+            raise ValueError(f"places must have {self.spec.state_dim} entries each, as a state has")
+        if (self.places is None) != (SKILL_DYNAMICS not in self.files) or (self.places is not None and self.particles is None):
+            raise ValueError(f"exploring by novelty needs places and {SKILL_DYNAMICS}, and a belief")
         if self.exploration not in self.explorations:
-            raise ValueError(f"exploration {self.exploration.value!r} needs particles and {REWARD_DECODER}")
+            needed = f"particles and {REWARD_DECODER}" if self.exploration is Exploration.BELIEF else f"places and {SKILL_DYNAMICS}"
+            raise ValueError(f"exploration {self.exploration.value!r} needs {needed}")
         return self
 
     @property
     def explorations(self) -> tuple[Exploration, ...]:
         """The explorations that sessions can have."""
-        return tuple(each for each in Exploration if each is not Exploration.BELIEF or self.particles is not None)
+        needs = {Exploration.BELIEF: self.particles, Exploration.NOVELTY: self.places}
+        return tuple(each for each in Exploration if each not in needs or needs[each] is not None)
 
     @property
     def digest(self) -> str:
         """One SHA-256 over all files and all that acting and fine-tuning are told: the bundle's version."""
         parts = {"files", "spec", "networks", "finetuning"}
-        parts |= {name for name in ("envelope", "particles") if getattr(self, name) is not None}
+        parts |= {name for name in ("envelope", "particles", "places") if getattr(self, name) is not None}
         if self.skill_temperature != 1.0:  # bundles of earlier releases, which have none, keep their digests
             parts.add("skill_temperature")
         return _digest_of(self.model_dump(mode="json", include=parts))

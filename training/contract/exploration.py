@@ -2,8 +2,8 @@
 
 A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I), or, by Thompson sampling, from what
 the episodes before it say of the task. If none of them brought any reward there is nothing to infer a task from, so it goes on exploring,
-every second episode with the plain skill prior (which reaches places that no training task asks for), until the first reward comes. From
-then on it acts with the posterior's mean.
+every second episode with the plain skill prior (which reaches places that no training task asks for) unless it explores by novelty, until
+the first reward comes. From then on it acts with the posterior's mean.
 All randomness derives from (session seed, episode, step), so a session that is recovered or replayed acts the same.
 """
 
@@ -52,13 +52,16 @@ class Exploration(StrEnum):
     from the moment that there is nothing left to gain by what the session knows (`nothing_left`), for more can only come from what it has
     not tried. ``belief``: until the first reward it follows
     particles of a belief over tasks, and gives one up for another as soon as what was seen rules it out (`training.contract.belief`); then
-    the posterior's mean, and while no reward comes, draws from the posterior in turn that explain the rewards so far.
+    the posterior's mean, and while no reward comes, draws from the posterior in turn that explain the rewards so far. ``novelty``: until
+    the first reward it plans to go where it has not been (`training.contract.novelty`), whatever the tasks, for as long as it takes; then
+    as ``belief``.
     """
 
     PRIOR = "prior"
     SWITCHING = "switching"
     THOMPSON = "thompson"
     BELIEF = "belief"
+    NOVELTY = "novelty"
 
     def nothing_left(self, *, earned: float, returns: Sequence[float]) -> bool:
         """Whether an episode that has ``earned`` so much can gain no more by what its session knows, whose episodes had these ``returns``.
@@ -71,7 +74,12 @@ class Exploration(StrEnum):
 
     def asks_posterior(self, phase: Phase, *, rewarded: bool) -> bool:
         """Whether an episode in ``phase`` explores with an embedding from the session's posterior."""
-        return phase is Phase.EXPLORING and self in (Exploration.THOMPSON, Exploration.BELIEF) and rewarded
+        return phase is Phase.EXPLORING and rewarded and (self is Exploration.THOMPSON or self.takes_turns)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether, once rewarded, embeddings that explain the rewards take turns."""
+        return self in (Exploration.BELIEF, Exploration.NOVELTY)
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ def plan_episode(
         mean, scale = posterior
         noise = drawn_embedding(Exploration.PRIOR, seed, episode, 0, task_embedding_dim)
         return EpisodePlan(phase, mean + scale * noise, inferred=True)
-    overtime = episode - conditioning_episodes
+    overtime = episode - conditioning_episodes if exploration is not Exploration.NOVELTY else -1
     if overtime >= 0 and overtime % 2 == 1:
         return EpisodePlan(phase, None, use_skill_prior=True)
     return EpisodePlan(phase, drawn_embedding(exploration, seed, episode, 0, task_embedding_dim))

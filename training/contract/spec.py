@@ -8,10 +8,11 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """Version of the bundle directory format. A reader refuses a bundle whose version is newer.
 
-2 added the safety envelope; 3 the belief (particles and reward decoder) and the number of conditioning episodes, both optional.
+2 added the safety envelope; 3 the belief (particles and reward decoder) and the number of conditioning episodes, both optional; 4
+what exploring by novelty takes (places and a model of where skills lead), optional too.
 """
 
 SKILL_DECODER: Final = "skill_decoder.onnx"
@@ -19,6 +20,8 @@ META_POLICY: Final = "meta_policy.onnx"
 TASK_ENCODER: Final = "task_encoder.onnx"
 REWARD_DECODER: Final = "reward_decoder.onnx"
 """Only in a bundle that offers a belief."""
+SKILL_DYNAMICS: Final = "skill_dynamics.onnx"
+"""Only in a bundle whose sessions can explore by novelty."""
 LEARNER_WEIGHTS: Final = "learner.safetensors"
 MODEL_CARD: Final = "README.md"
 MANIFEST: Final = "manifest.json"
@@ -28,12 +31,14 @@ GRAPH_INPUTS: Final[dict[str, tuple[str, ...]]] = {
     META_POLICY: ("state", "task_embedding"),  # [B, S], [B, E]
     TASK_ENCODER: ("context", "mask"),  # [B, N, D], [B, N] with 1.0 for a real row and 0.0 for padding
     REWARD_DECODER: ("state", "task_embedding"),  # [B, S], [B, E]
+    SKILL_DYNAMICS: ("state", "noise"),  # [B, S], [B, Z]
 }
 GRAPH_OUTPUTS: Final[dict[str, tuple[str, ...]]] = {
     SKILL_DECODER: ("action",),  # [B, A], inside the action limits
     META_POLICY: ("skill_mean", "skill_std", "prior_mean", "prior_std"),  # each [B, Z]
     TASK_ENCODER: ("mean", "std"),  # each [B, E]; N = 0 or an all-zero mask gives exactly the task prior N(0, I)
     REWARD_DECODER: ("probability",),  # [B]
+    SKILL_DYNAMICS: ("drawn_skill", "next_state"),  # [B, Z] by the skill prior with that noise, [B, S] where it leads
 }
 
 
@@ -45,7 +50,7 @@ def graph_shapes(file: str, spec: "ModelSpec") -> tuple[dict[str, tuple[int | No
     """Shapes of a graph's inputs and outputs by name, as the comments above have them; None where any size goes."""
     wide = {
         "state": spec.state_dim, "skill": spec.skill_dim, "task_embedding": spec.task_embedding_dim, "action": spec.action_dim,
-        "mean": spec.task_embedding_dim, "std": spec.task_embedding_dim,
+        "mean": spec.task_embedding_dim, "std": spec.task_embedding_dim, "next_state": spec.state_dim,
     }  # fmt: skip
     others = {"context": (None, None, spec.skill_transition_dim), "mask": (None, None), "probability": (None,)}
 

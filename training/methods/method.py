@@ -49,7 +49,7 @@ class Method:
     def configure(self, config: TrainingConfig) -> TrainingConfig:
         """The configuration that the method runs with, from Skillet's."""
         content = config.model_dump()
-        if self.meta != _WITH_BELIEF and config.evaluate.exploration is Exploration.BELIEF:
+        if self.meta != _WITH_BELIEF and config.evaluate.exploration.takes_turns:
             content["evaluate"]["exploration"] = Exploration.SWITCHING
         for changes in (self.changes, self.domain_changes.get(config.domain.name, {})):
             for section, values in changes.items():

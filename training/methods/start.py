@@ -16,7 +16,8 @@ from training.contract.belief import Belief
 from training.contract.bundle import Bundle
 from training.contract.context import Floats
 from training.contract.errors import ConfigError
-from training.contract.spec import LEARNER_WEIGHTS, REWARD_DECODER, SKILL_DECODER, TASK_ENCODER
+from training.contract.novelty import Novelty
+from training.contract.spec import LEARNER_WEIGHTS, REWARD_DECODER, SKILL_DECODER, SKILL_DYNAMICS, TASK_ENCODER
 from training.finetuning import LearnerNetworks
 from training.meta_learner import MetaNetworks
 from training.networks.skill_model import SkillModel
@@ -94,7 +95,19 @@ def _belief(bundle: Bundle) -> Belief | None:
         answer: Floats = decoder(torch.from_numpy(states), torch.from_numpy(embeddings)).numpy()
         return answer
 
-    return Belief(np.array(particles, np.float32), probability)
+    return Belief(np.array(particles, np.float32), probability, _novelty(bundle))
+
+
+def _novelty(bundle: Bundle) -> Novelty | None:
+    if (places := bundle.manifest.places) is None:
+        return None
+    dynamics = OnnxGraph(bundle.read(SKILL_DYNAMICS))
+
+    def imagine(states: Floats, noise: Floats) -> tuple[Floats, Floats]:
+        skills, after = dynamics(torch.from_numpy(states), torch.from_numpy(noise))
+        return skills.numpy(), after.numpy()
+
+    return Novelty(np.array(places, np.float32), imagine)
 
 
 class OnnxGraph(nn.Module):

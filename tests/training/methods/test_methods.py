@@ -265,16 +265,18 @@ def test_what_knows_other_tasks_rewards_is_left_out_of_the_baselines(name):
     assert (meta.context_pool, meta.relabelled_episodes, meta.demonstrations) == (0, 0, 0)
 
 
-def test_only_skillet_explores_by_a_belief_and_goes_on_with_it_after_an_interruption(tmp_path):
-    belief = {"particles": 6, "episodes": 4, "updates": 3, "batch": 16, "hidden": (8,)}
-    setting = make_setting(belief=belief, evaluate={"exploration": "belief", "conditioning_episodes": EPISODES})
+@pytest.mark.parametrize(("exploration", "remembered"), [("belief", "following"), ("novelty", "places")])
+def test_only_skillet_explores_so_and_goes_on_with_it_after_an_interruption(tmp_path, exploration, remembered):
+    belief = {"particles": 6, "episodes": 8, "updates": 3, "batch": 16, "hidden": (8,), "dynamics_updates": 3, "dynamics_hidden": (8,)}
+    setting = make_setting(belief=belief, evaluate={"exploration": exploration, "conditioning_episodes": EPISODES})
     others = {name: setting.configure(method, 0).evaluate.exploration for name, method in METHODS.items() if name != "skillet"}
-    assert "belief" not in others.values()
+    assert exploration not in others.values()
     unit = Unit(METHODS["skillet"], 0, 0)
     run_unit(unit, setting, EPISODES, tmp_path / "whole")
     run_unit(unit, setting, EPISODES - 2, tmp_path / "parts")
     protocol = protocol_of(unit.method, setting, tmp_path / "parts")
     assert protocol.belief is not None
-    assert all(session.following is not None for session in load_sessions(tmp_path / "parts/checkpoints" / unit.name, protocol, TASKS, [0]))
+    kept = load_sessions(tmp_path / "parts/checkpoints" / unit.name, protocol, TASKS, [0])
+    assert all(getattr(session, remembered) is not None for session in kept)
     run_unit(unit, setting, EPISODES, tmp_path / "parts")
     assert content(unit, tmp_path / "parts")["sessions"] == content(unit, tmp_path / "whole")["sessions"]
