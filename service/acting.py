@@ -8,7 +8,7 @@ from service.observations import outside
 from service.policies import MetaPolicy, Networks
 from service.recording import ended_at, no_open_episode
 from service.session_errors import WrongStep
-from service.session_state import Explored, Followed, LastAction, Loaded, OpenSkill, Posterior, Session
+from service.session_state import Explored, Followed, LastAction, Loaded, OpenSkill, Posterior, Session, WayBack
 from training.contract.belief import Belief, Following
 from training.contract.context import Floats, pack_rows, unpack_rows, unpack_vector
 from training.contract.exploration import (
@@ -47,11 +47,11 @@ def explores_posterior(session: Session, phase: Phase) -> bool:
 
 
 def begin_episode(
-    session: Session, phase: Phase, posterior: Posterior, candidates: Floats | None = None, route: Floats | None = None
+    session: Session, phase: Phase, posterior: Posterior, candidates: Floats | None = None, way_back: WayBack | None = None
 ) -> None:
     """Open the next episode. What it acts with is fixed here: an embedding drawn for it, the posterior's mean, or ``candidates`` [n, E].
 
-    ``route`` [n, R]: along which it goes back to a reward once it is overdue.
+    ``way_back``: to a reward, once the episode is overdue.
     """
     session.episode += 1
     plan = plan_episode(
@@ -74,7 +74,9 @@ def begin_episode(
     session.last_action, session.last_outcome = None, None
     session.held, session.pending, session.ended = [], {}, None
     if session.rewarded:  # from now on it goes where rewards are
-        session.explored = None if route is None else Explored(route=pack_rows(route))
+        session.explored = None if way_back is None else Explored(route=pack_rows(way_back.route))
+        if way_back is not None and len(way_back.route) and way_back.at_once and session.may_go_beyond and not session.deterministic:
+            session.beyond_from = 0
 
 
 def wanted_version(loaded: Loaded, horizon: int) -> int | None:

@@ -19,13 +19,13 @@ from service.jobs import JobQueue
 from service.judgement import RECENT, REFERENCE, Fall, Fallback, find_fall, find_recovery
 from service.keys import SessionKeys
 from service.policies import Networks
-from service.session_state import Changes, Loaded, Posterior, task_prior
+from service.session_state import Changes, Loaded, Posterior, WayBack, task_prior
 from service.sessions import SessionStore
 from service.versions import VersionStore
 from service.views import belief_view
 from training.contract.context import Floats
 from training.contract.exploration import Exploration, turns
-from training.contract.novelty import WAYS, ways_to_rewards
+from training.contract.novelty import WAYS, goes_back_at_once, ways_to_rewards
 
 _log = logging.getLogger(__name__)
 _JUDGED_EPISODES = 3 * (RECENT[-1] + REFERENCE[1])
@@ -69,19 +69,22 @@ class Adaptation:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, choose)
 
-    async def route(self, loaded: Loaded, networks: Networks) -> Floats | None:
-        """The route [n, R] to a reward of a session that explores by novelty (`training.contract.novelty`); None where there is none."""
+    async def way_back(self, loaded: Loaded, networks: Networks) -> WayBack | None:
+        """The way to a reward of a session that explores by novelty (`training.contract.novelty`), for its next episode; None for others."""
         session, belief = loaded.session, networks.belief
         if session.exploration is not Exploration.NOVELTY or not session.rewarded or belief is None or belief.novelty is None:
             return None
         novelty = belief.novelty
 
-        def find() -> Floats:
-            records = [record for record in self._store.episodes(loaded.keys, first=-WAYS) if not record.skipped]
-            first = records[0].first_row if records else 0
+        def find() -> WayBack | None:
+            records = self._store.episodes(loaded.keys, first=-WAYS)
+            if not records:
+                return None
+            first = records[0].first_row
             rows = self._store.context(loaded.keys, first, session.rows, networks.layout.width)
-            episodes = [rows[record.first_row - first : record.end_row - first] for record in records]
-            return novelty.with_route(ways_to_rewards(episodes, networks.layout)).route
+            episodes = [rows[record.first_row - first : record.end_row - first] for record in records if not record.skipped]
+            route = novelty.with_route(ways_to_rewards(episodes, networks.layout)).route
+            return WayBack(route, goes_back_at_once(records[-1].beyond_from))
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, find)
 

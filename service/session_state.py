@@ -182,6 +182,14 @@ class Posterior:
     revision: int = 0
 
 
+@dataclass(frozen=True)
+class WayBack:
+    """Along which route, float32 [n, R], an episode goes back to a reward (n = 0: none is known), and whether from its beginning."""
+
+    route: Floats
+    at_once: bool
+
+
 def task_prior(embedding_dim: int) -> Posterior:
     """N(0, I): what is known of a task without any context."""
     zeros = unpack_rows(bytes(4 * embedding_dim), embedding_dim)[0]

@@ -75,7 +75,7 @@ class StepLoop:
             if acting.explores_posterior(loaded.session, phase):
                 candidates = await self._adaptation.candidates(loaded, networks, posterior)
             answer = schemas.EpisodeStarted(loaded.session.episode + 1, phase, loaded.session.ended)
-            acting.begin_episode(loaded.session, phase, posterior, candidates, await self._adaptation.route(loaded, networks))
+            acting.begin_episode(loaded.session, phase, posterior, candidates, await self._adaptation.way_back(loaded, networks))
             if key is not None:
                 loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]
             if self.store.save(loaded, Changes(events=[_began(loaded.session)])):

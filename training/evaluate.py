@@ -26,7 +26,7 @@ from training.contract.exploration import (
     plan_episode,
     turns,
 )
-from training.contract.novelty import WAYS, Novelty, Places, overdue, ways_to_rewards
+from training.contract.novelty import WAYS, Novelty, Places, goes_back_at_once, overdue, ways_to_rewards
 from training.contract.spec import ModelSpec
 from training.finetuning import Finetuner
 from training.meta_learner import MetaNetworks
@@ -47,6 +47,8 @@ class TargetSession:
     rewarded: bool = False
     following: Following | None = None
     places: Places | None = None
+    beyond_from: int = -1
+    """From which skill on its newest episode did not act by what it knows; -1: in no part of it."""
     learner: Finetuner | None = None
     returns: list[float] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
@@ -127,7 +129,10 @@ class TargetProtocol:
         plans = [self._plan(session, episode) for session in sessions]
         known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
 
-        exploration, beyond = self.config.evaluate.exploration, np.zeros(len(sessions), np.bool_)
+        exploration = self.config.evaluate.exploration
+        beyond = np.array([exploration is Exploration.NOVELTY and goes_back_at_once(session.beyond_from) for session in sessions])
+        for session in sessions:
+            session.beyond_from = -1
 
         def choose(skill_index: int, states: Floats, active: NDArray[np.intp], earned: Floats) -> Choice:
             chosen, planned = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32), dict[int, Floats]()
@@ -137,6 +142,8 @@ class TargetProtocol:
                     session.places = self._novelty.on_the_way(session.places, states[index], skill_index=skill_index)
                     beyond[index] |= overdue(session.places, skill_index, earned=earned[index])
                 beyond[index] |= self.goes_beyond and exploration.nothing_left(earned=earned[index], returns=session.returns)
+                if beyond[index] and session.beyond_from < 0:
+                    session.beyond_from = skill_index
                 if beyond[index] and retraces:
                     planned[index] = self._novelty.retrace(session.places, states[index], **self._choice(session, episode, skill_index))
                 elif self.belief is not None and beyond[index]:

@@ -47,6 +47,7 @@ def save_sessions(folder: Path, sessions: Sequence[TargetSession]) -> None:
             "steps": session.steps,
             "deterministic_returns": session.deterministic_returns,
             "rewarded": session.rewarded,
+            "beyond_from": session.beyond_from,
             "lengths": lengths,
         }
         tensors = {"context": torch.from_numpy(np.concatenate(session.context))}
@@ -76,7 +77,7 @@ def load_sessions(folder: Path, protocol: TargetProtocol, tasks: Sequence[Any], 
         session.context = np.split(tensors["context"].numpy(), np.cumsum(note["lengths"])[:-1])
         session.returns, session.successes, session.steps = note["returns"], note["successes"], note["steps"]
         session.deterministic_returns = {int(k): v for k, v in note["deterministic_returns"].items()}
-        session.rewarded = note["rewarded"]
+        session.rewarded, session.beyond_from = note["rewarded"], note.get("beyond_from", -1)
         if "following" in note:
             session.following = Following(tensors["plausibility"].numpy(), **note["following"])
         if "seen" in tensors:

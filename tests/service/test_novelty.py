@@ -100,6 +100,21 @@ def test_an_overdue_episode_goes_back_along_the_way_to_the_reward(explorer: Driv
     assert record.beyond_from == OVERDUE * H
 
 
+def test_the_episode_after_an_overdue_one_goes_back_at_once_and_the_next_tries_again(explorer: Driver, tiny_networks: Networks) -> None:
+    overdue_episode(explorer)
+    chosen = []
+    for episode in (2, 3):
+        explorer.start()
+        explorer.act(episode, 0, state(episode, 0))
+        chosen.append((stored(explorer).beyond_from, unpack_vector(stored(explorer).skills[-1].skill)))
+        explorer.step(episode, 0, state(episode, 1), truncated=True)
+    assert [beyond_from for beyond_from, _ in chosen] == [0, -1]
+    novelty, here = tiny_networks.belief.novelty, np.array(state(2, 0), np.float32)
+    places = novelty.with_route([np.array([state(0, 0), state(0, 5), state(0, 7)], np.float32)])
+    places = novelty.on_the_way(places, here, skill_index=0)
+    np.testing.assert_array_equal(chosen[0][1], novelty.retrace(places, here, seed=7, episode=2, skill_index=0, skill_dim=Z))
+
+
 def test_a_replay_goes_back_along_the_same_way(
     explorer: Driver, settings: Settings, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,7 +77,7 @@ def test_every_stage_leaves_its_checkpoint_log_and_picture(finished):
     names = {path.name for path in finished.run_dir.iterdir() if path.is_file()}
     assert names == {
         "config.json", "skills.safetensors", "skills.jsonl", "skills.png", "meta.safetensors", "meta.jsonl", "meta.png", "embeddings.png",
-        "belief.safetensors", "belief.jsonl",
+        "belief.safetensors", "belief.jsonl", "dynamics.jsonl",
         "evaluate.jsonl", "evaluate.json", "evaluate-episodes.json", "evaluate.png", *(f"{stage}.done" for stage in STAGES),
     }  # fmt: skip
     for picture in finished.run_dir.glob("*.png"):

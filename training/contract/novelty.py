@@ -6,7 +6,8 @@ skills are drawn from the skill prior, imagined one after the other with a learn
 are one place, the training tasks' rewards tell: `training.skill_dynamics`.
 
 Once rewarded, a session acts by what it has inferred and learned. Where an episode has brought nothing by when it should have, as in a task
-unlike those of meta-training, it plans along the way of its best episode (to return first, as Go-Explore does: Ecoffet et al. 2021).
+unlike those of meta-training, it plans along the way of its best episode (to return first, as Go-Explore does: Ecoffet et al. 2021), and
+in the next one from the beginning.
 """
 
 from collections.abc import Callable, Sequence
@@ -140,6 +141,14 @@ class Novelty:
 def overdue(places: Places, skill_index: int, *, earned: float) -> bool:
     """Whether an episode that has ``earned`` so much before skill number ``skill_index`` should have brought something, by its route."""
     return earned == 0 and len(places.route) > 0 and skill_index >= PATIENCE * len(places.route) + GRACE
+
+
+def goes_back_at_once(beyond_from: int) -> bool:
+    """Whether an episode goes back from its beginning, after one that went back from step ``beyond_from`` on (-1: it did not).
+
+    After one that was overdue it does; the next may try again by what the session has learned since.
+    """
+    return beyond_from > 0
 
 
 def ways_to_rewards(episodes: Sequence[Floats], layout: ContextLayout) -> list[Floats]:
