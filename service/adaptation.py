@@ -70,7 +70,7 @@ class Adaptation:
         return await asyncio.get_running_loop().run_in_executor(self._executor, choose)
 
     async def way_back(self, loaded: Loaded, networks: Networks) -> WayBack | None:
-        """The way to a reward of a session that explores by novelty (`training.contract.novelty`), for its next episode; None for others."""
+        """How the next episode of a session that explores by novelty goes back to a reward; None for others."""
         session, belief = loaded.session, networks.belief
         if session.exploration is not Exploration.NOVELTY or not session.rewarded or belief is None or belief.novelty is None:
             return None

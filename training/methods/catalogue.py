@@ -122,6 +122,17 @@ SPIRL: Final = Method(
     domain_changes=_FROM_UNTRAINED_CRITICS,
 )
 
+SPIRL_NOVELTY: Final = Method(
+    "spirl-novelty",
+    "SPiRL, exploring as Skillet",
+    "as SPiRL; explores as Skillet does until its first reward, and goes back to rewards as Skillet does: what is left of Skillet without "
+    "a meta-trained policy and task inference",
+    infers_task=False,
+    explores_as_skillet=True,
+    changes={"evaluate": _OWN_NOISE},
+    domain_changes=_FROM_UNTRAINED_CRITICS,
+)
+
 MTRL: Final = Method(
     "mtrl",
     "MTRL",
@@ -167,5 +178,5 @@ SAC: Final = Method(
     changes={"evaluate": _OWN_NOISE},
 )
 
-METHODS: Final = {method.name: method for method in (SKILLET, SIMPL, SIMPL_AIDED, SPIRL, MTRL, PEARL, PEARL_FT, SAC)}
+METHODS: Final = {method.name: method for method in (SKILLET, SIMPL, SIMPL_AIDED, SPIRL, MTRL, PEARL, PEARL_FT, SAC, SPIRL_NOVELTY)}
 """By name, in the order of reports."""

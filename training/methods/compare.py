@@ -153,7 +153,7 @@ def _run_in_processes(units: Sequence[Unit], arguments: Sequence[str], jobs: int
     """One process for each method's meta-training and the sessions that start from it, so that no two write in one folder."""
     groups: dict[tuple[str, int], list[str]] = {}
     for unit in units:
-        names = groups.setdefault((unit.method.meta or unit.method.name, unit.meta_seed), [])
+        names = groups.setdefault((unit.method.shares, unit.meta_seed), [])
         if unit.method.name not in names:
             names.append(unit.method.name)
     begin, end = [sys.executable, "-m", "training", "compare", *arguments], ["--jobs", "1", "--no-report"]

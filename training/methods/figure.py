@@ -16,7 +16,7 @@ from training.methods.published import Curve
 from training.methods.report import WINDOW, MethodResults
 from training.statistics import bootstrap_interval
 
-COLOURS = ("#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#7f7f7f", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#7f7f7f", "#000000", "#8c510a")
 """One for each method, told apart by the colour-blind too (Okabe and Ito 2008)."""
 
 

@@ -12,6 +12,7 @@ from training.contract.belief import Belief
 from training.contract.context import ContextLayout
 from training.contract.errors import ConfigError
 from training.meta_learner import MetaNetworks
+from training.methods.catalogue import SKILLET
 from training.methods.method import Method
 from training.methods.setting import Setting
 
@@ -40,7 +41,10 @@ def starting_point(method: Method, setting: Setting, meta_seed: int, folder: Pat
         torch.manual_seed(meta_seed)
         layout = ContextLayout(len(skills.features.mean), config.skills.skill_dim)
         networks = MetaNetworks.fresh(skills, layout, config.networks)
-        return StartingPoint(networks, config.meta.policy_posterior_coefficient, {"updates": 0, "environment_steps": 0, "cpu_s": 0})
+        belief = None
+        if method.explores_as_skillet:
+            belief = start.belief or starting_point(SKILLET, setting, meta_seed, folder).belief
+        return StartingPoint(networks, config.meta.policy_posterior_coefficient, {"updates": 0, "environment_steps": 0, "cpu_s": 0}, belief)
     if start.networks is not None and not needs_meta_training(method, setting, meta_seed):
         return StartingPoint(start.networks, start.coefficient, None, start.belief)
     if config.meta.demonstrations and not start.has_skill_encoder:

@@ -34,6 +34,8 @@ class Method:
     """Acts with primitive actions: a skill of one step, under a standard normal prior."""
     infers_task: bool = True
     """Conditions, then acts under the task posterior; else it learns from its first episode, with no task embedding."""
+    explores_as_skillet: bool = False
+    """Explores until its first reward with what Skillet's meta-training left for that, though it has no meta-training of its own."""
     explores_until_rewarded: bool = True
     keeps_conditioning: bool = True
     """Whether fine-tuning learns from the conditioning episodes too."""
@@ -42,6 +44,11 @@ class Method:
     changes: Changes = field(default_factory=dict)
     domain_changes: Mapping[str, Changes] = field(default_factory=dict)
 
+    @property
+    def shares(self) -> str:
+        """By which name it goes together with the methods that may not be run beside it, as they write in one folder."""
+        return _WITH_BELIEF if self.explores_as_skillet else self.meta or self.name
+
     def believes(self, config: TrainingConfig) -> bool:
         """Whether its sessions may explore by a belief over tasks: the configuration has one, and it is the method's own."""
         return self.meta == _WITH_BELIEF and config.belief.particles > 0
@@ -49,11 +56,11 @@ class Method:
     def configure(self, config: TrainingConfig) -> TrainingConfig:
         """The configuration that the method runs with, from Skillet's."""
         content = config.model_dump()
-        if self.meta != _WITH_BELIEF and config.evaluate.exploration.takes_turns:
+        if self.meta != _WITH_BELIEF and not self.explores_as_skillet and config.evaluate.exploration.takes_turns:
             content["evaluate"]["exploration"] = Exploration.SWITCHING
         for changes in (self.changes, self.domain_changes.get(config.domain.name, {})):
             for section, values in changes.items():
                 content[section] |= values
-        if not self.infers_task:
-            content["evaluate"]["conditioning_episodes"] = 0
+        if not self.infers_task:  # it learns from its first episode, or from its first reward
+            content["evaluate"]["conditioning_episodes"] = 1 if self.explores_as_skillet else 0
         return TrainingConfig.model_validate(content)

@@ -166,6 +166,24 @@ def test_spirl_starts_from_the_skill_prior_and_learns_from_its_first_episode(set
     assert setting.configure(METHODS["spirl"], 0).finetuning == setting.config.finetuning
 
 
+def test_spirl_may_explore_as_skillet_until_its_first_reward_and_learns_from_there(tmp_path):
+    belief = {"particles": 6, "episodes": 8, "updates": 3, "batch": 16, "hidden": (8,), "dynamics_updates": 3, "dynamics_hidden": (8,)}
+    setting = make_setting(belief=belief, evaluate={"exploration": "novelty", "conditioning_episodes": K})
+    protocol, sessions = played(METHODS["spirl-novelty"], setting, tmp_path, 6)
+    skillet = starting_point(METHODS["skillet"], setting, 0, tmp_path / "meta")
+    np.testing.assert_array_equal(protocol.belief.particles, skillet.belief.particles)
+    states = torch.randn(5, 4)
+    mean, _, prior_mean, _ = protocol.networks.policy(states, torch.zeros(5, E))
+    torch.testing.assert_close(mean, prior_mean, atol=0.1, rtol=0)
+    for session in sessions:
+        first = next((number for number, earned in enumerate(session.returns) if earned), None)
+        learned = 0 if first is None else setting.config.finetuning.warm_start_updates
+        learned += 0 if first is None else setting.config.finetuning.updates_per_episode * (5 - first)
+        assert (session.learner.updates if session.learner else 0) == learned
+        assert session.learner is None or not session.learner.task_embedding.any()
+    assert any(session.learner for session in sessions)
+
+
 def test_the_multi_task_policy_is_blind_to_the_task_and_still_learns(setting, tmp_path):
     start = starting_point(METHODS["mtrl"], setting, 0, tmp_path)
     states, skills = torch.randn(6, 4), torch.randn(6, LAYOUT.skill_dim)
@@ -269,7 +287,10 @@ def test_what_knows_other_tasks_rewards_is_left_out_of_the_baselines(name):
 def test_only_skillet_explores_so_and_goes_on_with_it_after_an_interruption(tmp_path, exploration, remembered):
     belief = {"particles": 6, "episodes": 8, "updates": 3, "batch": 16, "hidden": (8,), "dynamics_updates": 3, "dynamics_hidden": (8,)}
     setting = make_setting(belief=belief, evaluate={"exploration": exploration, "conditioning_episodes": EPISODES})
-    others = {name: setting.configure(method, 0).evaluate.exploration for name, method in METHODS.items() if name != "skillet"}
+    others = {
+        name: setting.configure(method, 0).evaluate.exploration for name, method in METHODS.items() if not method.believes(setting.config)
+    }
+    assert others.pop("spirl-novelty") == exploration
     assert exploration not in others.values()
     unit = Unit(METHODS["skillet"], 0, 0)
     run_unit(unit, setting, EPISODES, tmp_path / "whole")
