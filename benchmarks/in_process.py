@@ -2,7 +2,7 @@
 
 uvicorn's protocol and the application run here, on a transport that is no socket; only Redis is another process. So what other work on the
 machine does to three processes that wait for one another is left out, and the fastest of many calls is much the same from run to run.
-Prints the fastest call, the 10th percentile and the median in microseconds, from the request's bytes to the last byte of its reply.
+Prints the fastest call, the 10th percentile, the median and the mean in microseconds, from the request's bytes to the reply's last byte.
 """
 
 import argparse
@@ -24,8 +24,12 @@ from service.api_worker import config_of
 from service.app import create_app
 from service.redis_server import EmbeddedRedis
 from service.settings import Settings
+from training.contract.bundle import Bundle
+from training.contract.exploration import Exploration
 
 IN_TURN = 30
+PLANNING = "Skillet step, exploring by novelty"
+"""One step of ten plans a skill, the others only carry what the session has seen."""
 
 
 class Wire(asyncio.Transport):
@@ -76,8 +80,9 @@ async def measure(bundle: Path, redis_url: str, calls: int) -> dict[str, list[fl
     async with app.router.lifespan_context(app):
         wire = Wire(config_of(app, settings))
 
-        async def opened() -> str:
-            session = (await wire.post("/v1/sessions", '{"conditioning_episodes": 10000}'))[1]
+        async def opened(exploration: str = "belief") -> str:
+            asked = json.dumps({"conditioning_episodes": 10000, "exploration": exploration})
+            session = (await wire.post("/v1/sessions", asked))[1]
             path = f"/v1/sessions/{session['session_id']}"
             await wire.post(f"{path}/episodes", "{}")
             return path
@@ -85,15 +90,22 @@ async def measure(bundle: Path, redis_url: str, calls: int) -> dict[str, list[fl
         act, step = act_body(observation), step_body(observation)
         stepping = await opened()
         await wire.post(f"{stepping}/act", act % 0)
-        times: dict[str, list[float]] = {"bare ASGI": [], "plain FastAPI": [], "Skillet act": [], "Skillet step": []}
+        names = ["bare ASGI", "plain FastAPI", "Skillet act", "Skillet step"]
+        if plans := Exploration.NOVELTY in Bundle.load(bundle).manifest.explorations:
+            names.append(PLANNING)
+            planning = await opened("novelty")
+            await wire.post(f"{planning}/act", act % 0)
+        times: dict[str, list[float]] = {name: [] for name in names}
         for first in range(0, calls, IN_TURN):
             acting = await opened()
-            block = (
+            block = [
                 ("bare ASGI", served["f"], "/act", act, 0),
                 ("plain FastAPI", served["p"], "/act", act, 0),
                 ("Skillet act", wire, f"{acting}/act", act, 0),
                 ("Skillet step", wire, f"{stepping}/step", step, first),
-            )
+            ]
+            if plans:
+                block.append((PLANNING, wire, f"{planning}/step", step, first))
             for name, over, path, body, begin in block:
                 times[name] += [(await over.post(path, body % number))[0] for number in range(begin, begin + IN_TURN)]
     return times
@@ -118,7 +130,8 @@ def main() -> None:
     for name, values in times.items():
         values.sort()
         fastest, tenth, median = (1e6 * values[index] for index in (0, len(values) // 10, len(values) // 2))
-        print(f"{name:14s} fastest {fastest:5.0f} us  10th percentile {tenth:5.0f} us  median {median:5.0f} us")
+        mean = 1e6 * sum(values) / len(values)
+        print(f"{name:34s} fastest {fastest:5.0f} us  10th percentile {tenth:5.0f} us  median {median:5.0f} us  mean {mean:5.0f} us")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,11 @@ class SkilletService:
         return [pid for pid in family(self.pid) if what in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")]
 
     def open_session(self, **options: Any) -> str:
-        """The path of a new session whose first episode has begun. By default it does not stop exploring, and so does not learn."""
-        session = self.post("/v1/sessions", {"conditioning_episodes": 10_000, "ttl_s": 36000, **options})
+        """The path of a new session whose first episode has begun. By default it does not stop exploring, and so does not learn.
+
+        It explores by a belief: each skill costs what it does later too. What planning costs, `benchmarks.in_process` tells.
+        """
+        session = self.post("/v1/sessions", {"conditioning_episodes": 10_000, "exploration": "belief", "ttl_s": 36000, **options})
         path = f"/v1/sessions/{session['session_id']}"
         self.post(f"{path}/episodes", {})
         return path

@@ -89,7 +89,9 @@ class Novelty:
         if not len(seen) or _nearest(here[None], seen)[0] > SEEN_SPACING:
             seen = np.concatenate([seen, here[None]])[-MOST_SEEN:]
         first, ahead = self._imagined(state, _noise(seed, episode, skill_index, skill_dim))
-        worth, target = _worth(ahead, seen, aimed)
+        reach = np.sqrt(_squared(here[None], ahead.reshape(-1, len(here))).max())
+        within_reach = _squared(here[None], seen)[0] <= (reach + 1) ** 2  # of all that was seen, what can make a place no new one
+        worth, target = _worth(ahead, seen[within_reach], aimed)
         best = int(worth.argmax())
         if worth[best] > 0:
             aimed = np.concatenate([aimed, ahead[target[best], best][None]])
