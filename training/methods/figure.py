@@ -34,7 +34,12 @@ def plot_comparison(
         if points:
             colour = colours.get(name.removesuffix(" (published)"), "0.5")
             ax.plot(*zip(*points, strict=True), "o:", color=colour, mfc="white", ms=5, lw=0.8, alpha=0.8, label=name)
-    ax.set(xlabel="episode", ylabel="return of the episode, stochastic policy", title=f"{domain}: unseen tasks", xlim=(0, longest + 1))
+    ax.set(
+        xlabel="episode",
+        ylabel="return of the episode, stochastic policy",
+        title=f"{domain}: unseen tasks (mean and 95 % interval)",
+        xlim=(0, longest + 1),
+    )
     ax.set_ylim(0, None if full_return is None else 1.03 * full_return)
     ax.grid(alpha=0.3)
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8)
@@ -46,7 +51,7 @@ def plot_comparison(
 def _draw(ax: plt.Axes, found: MethodResults, colour: str) -> None:
     rng = np.random.default_rng(0)
     k = min(found.conditioning, found.episodes)
-    label: str | None = f"{found.method.label} ({found.runs} runs, mean and 95 % interval)"
+    label: str | None = f"{found.method.label} ({found.runs} runs)"
     for begin, part in ((0, found.returns[:, :k]), (k, found.returns[:, k:])):
         if not part.size:
             continue
