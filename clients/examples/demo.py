@@ -38,7 +38,7 @@ class Demonstration:
 
 
 DEMONSTRATIONS = {
-    "maze": Demonstration("15,19", "paths before and after", video=False),
+    "maze": Demonstration("2,8", "paths before and after", video=False),
     "kitchen": Demonstration("microwave,kettle,top burner,hinge cabinet", "the arm before and after, and its timeline", video=True),
 }
 """Name of the environment -> demonstration."""
