@@ -1,8 +1,8 @@
 """``python -m benchmarks.exploration``: how much of the maze sessions see that explore without ever being rewarded.
 
-Each cell is asked for the first episode in which a session of a bundle came within the goal radius of it, so that the outcome depends on no
-choice of goals: it is the success in conditioning if goals were cells at random and, once found, were always reached again. One row for
-each exploration, and the plain skill prior beside them.
+Each cell is asked for the first episode in which a session of a bundle came within the goal radius of it at the end of a skill, so that the
+outcome depends on no choice of goals: it is the success in conditioning if goals were cells at random and, once found, were always reached
+again. One row for each exploration, and the plain skill prior beside them.
 """
 
 import argparse

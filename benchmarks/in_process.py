@@ -80,8 +80,10 @@ async def measure(bundle: Path, redis_url: str, calls: int) -> dict[str, list[fl
     async with app.router.lifespan_context(app):
         wire = Wire(config_of(app, settings))
 
-        async def opened(exploration: str = "belief") -> str:
-            asked = json.dumps({"conditioning_episodes": 10000, "exploration": exploration})
+        offered = Bundle.load(bundle).manifest.explorations
+
+        async def opened(exploration: Exploration = Exploration.BELIEF) -> str:
+            asked = json.dumps({"conditioning_episodes": 10000, "exploration": exploration if exploration in offered else None})
             session = (await wire.post("/v1/sessions", asked))[1]
             path = f"/v1/sessions/{session['session_id']}"
             await wire.post(f"{path}/episodes", "{}")
@@ -91,9 +93,9 @@ async def measure(bundle: Path, redis_url: str, calls: int) -> dict[str, list[fl
         stepping = await opened()
         await wire.post(f"{stepping}/act", act % 0)
         names = ["bare ASGI", "plain FastAPI", "Skillet act", "Skillet step"]
-        if plans := Exploration.NOVELTY in Bundle.load(bundle).manifest.explorations:
+        if plans := Exploration.NOVELTY in offered:
             names.append(PLANNING)
-            planning = await opened("novelty")
+            planning = await opened(Exploration.NOVELTY)
             await wire.post(f"{planning}/act", act % 0)
         times: dict[str, list[float]] = {name: [] for name in names}
         for first in range(0, calls, IN_TURN):

@@ -177,6 +177,8 @@ def goes_beyond(session: Session, networks: Networks) -> bool:
     if not session.may_go_beyond:
         return False
     if has_route and (novelty := _novelty(session, networks)) is not None:
+        if session.pending or session.outcome_step < session.act_step:  # what the episode has earned is not known yet
+            return False
         return overdue(_places(session, novelty), session.act_step // networks.spec.skill_horizon, earned=session.episode_return)
     return session.exploration.nothing_left(earned=session.episode_return, returns=session.recent_returns)
 
@@ -187,10 +189,9 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
     noise = None if session.deterministic else skill_noise(session.seed, session.episode, step, spec.skill_dim)
     explores = session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version
     novelty = _novelty(session, networks)
-    if explores and novelty is not None:
+    if explores and novelty is not None and not session.deterministic:
         return _begin_skill(session, state, _planned(session, state, networks, novelty), policy)
-    if novelty is not None and session.explored is not None:
-        session.explored.track = pack_rows(novelty.on_the_way(_places(session, novelty), state, skill_index=skill_index).track)
+    note_way(session, step, state, networks)
     if beyond := goes_beyond(session, networks):
         session.beyond_from = step if session.beyond_from < 0 else session.beyond_from
     if beyond and novelty is not None:
@@ -208,6 +209,14 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
         embedding = policy.task_embedding
     chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior)
     return _begin_skill(session, state, chosen, policy, counts=not beyond)
+
+
+def note_way(session: Session, step: int, state: Floats, networks: Networks) -> None:
+    """Note the state [S] in which a skill is chosen at ``step``, where the session may go back the way that it came."""
+    novelty = _novelty(session, networks)
+    if novelty is not None and session.explored is not None and session.explored.route:
+        after = novelty.on_the_way(_places(session, novelty), state, skill_index=step // networks.spec.skill_horizon)
+        session.explored.track = pack_rows(after.track)
 
 
 def _begin_skill(session: Session, state: Floats, chosen: Floats, policy: MetaPolicy, *, counts: bool = True) -> OpenSkill:

@@ -84,7 +84,8 @@ class Adaptation:
             rows = self._store.context(loaded.keys, first, session.rows, networks.layout.width)
             episodes = [rows[record.first_row - first : record.end_row - first] for record in records if not record.skipped]
             route = novelty.with_route(ways_to_rewards(episodes, networks.layout)).route
-            return WayBack(route, goes_back_at_once(records[-1].beyond_from))
+            newest = records[-1]
+            return WayBack(route, newest.known_return == 0 and goes_back_at_once(newest.beyond_from))
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, find)
 

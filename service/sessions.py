@@ -22,7 +22,7 @@ from service.session_state import Changes, EpisodeRecord, Loaded, Posterior, Ses
 from training.contract.context import Floats, pack_rows, unpack_rows
 
 _ID = re.compile("[0-9a-f]{32}")
-_REMEMBERED_SESSIONS = 16_384  # about half a kilobyte each
+_REMEMBERED_SESSIONS = 16_384  # about half a kilobyte each; while exploring by novelty some kilobytes
 _SaveCall = tuple[Sequence[str], list[int | bytes]]
 _REFRESH_SHARE = 0.9  # the time to live is written anew once a tenth of it has passed, not with every step
 

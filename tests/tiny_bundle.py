@@ -84,7 +84,7 @@ def make_tiny_bundle(path: Path, *, seed: int = 0, spec: ModelSpec = TINY_SPEC, 
 @torch.no_grad()
 def _belief(config: TrainingConfig, networks: MetaNetworks) -> TrainedBelief:
     """Particles at random, and a decoder of which some are ruled out soon: its answers are far from even."""
-    places = torch.eye(S)[:2]  # where it is, not how fast
+    places = torch.eye(len(networks.skills.features.mean))[:2]  # where it is, not how fast
     dynamics = untrained_dynamics(config, networks)
     dynamics.net[-1].weight.mul_(20)  # skills lead somewhere
     belief = replace(TrainedBelief.untrained(config, networks), novelty=TrainedNovelty(places, dynamics.eval()))

@@ -130,7 +130,7 @@ class TargetProtocol:
         known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
 
         exploration = self.config.evaluate.exploration
-        beyond = np.array([exploration is Exploration.NOVELTY and goes_back_at_once(session.beyond_from) for session in sessions])
+        beyond = np.array([session.rewarded and self._goes_back_at_once(session) for session in sessions])
         for session in sessions:
             session.beyond_from = -1
 
@@ -171,6 +171,10 @@ class TargetProtocol:
         before = session.places or self._novelty.begin()
         skill, session.places = self._novelty.plan(before, state, **self._choice(session, episode, skill_index))
         return skill
+
+    def _goes_back_at_once(self, session: TargetSession) -> bool:
+        has_route = self.config.evaluate.exploration is Exploration.NOVELTY and session.places is not None and len(session.places.route) > 0
+        return has_route and goes_back_at_once(session.beyond_from)
 
     @property
     def _novelty(self) -> Novelty:

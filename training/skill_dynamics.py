@@ -78,6 +78,6 @@ def place_projection(states: Floats, rewarded: Sequence[Floats]) -> Floats:
         raise ConfigError("the states that a training task rewards vary as all states do: they do not tell tasks apart")
     projection = (directions[:, kept] * np.sqrt(strength[kept])).T / std
     # Two states of one task: each coordinate's difference has twice the variance that it has within a task.
-    usual = np.sqrt(2 * np.trace(projection @ (np.diag(std) @ within @ np.diag(std)) @ projection.T))
+    usual = np.sqrt(2 * np.trace(projection @ (np.diag(std) @ (within + floor) @ np.diag(std)) @ projection.T))
     coordinates: Floats = (projection / (APART * usual)).astype(np.float32)
     return coordinates

@@ -16,6 +16,7 @@ from tests.conftest import Driver, state, transition
 from tests.tiny_bundle import H, Z, exploring_by_novelty
 from training.contract.bundle import Bundle
 from training.contract.context import unpack_rows, unpack_vector
+from training.contract.exploration import Exploration, drawn_embedding
 
 OPTIONS = {"exploration": "novelty", "conditioning_episodes": 2}
 
@@ -140,6 +141,29 @@ def test_it_does_not_go_back_where_the_client_asked_for_something_else(api: Test
         explorer.ok(explorer.api.patch(explorer.path, json={"phase": "adapted"}))
     overdue_episode(explorer)
     assert stored(explorer).beyond_from == -1
+
+
+@pytest.mark.parametrize("unknown", ["reward", "transitions"])
+def test_an_episode_of_which_not_all_is_known_is_not_overdue(explorer: Driver, unknown: str) -> None:
+    explorer.run_episode(steps=7, final_reward=1.0)
+    explorer.start()
+    for step in range((OVERDUE + 2) * H):
+        explorer.act(1, step, state(1, step))
+        if unknown == "reward" or step < H:
+            outcome = {"reward": None} if unknown == "reward" and step == 3 else {}
+            explorer.ok(explorer.post("transitions", transitions=[transition(1, step, state(1, step + 1), **outcome)]))
+    assert stored(explorer).beyond_from == -1
+
+
+def test_deterministic_sessions_do_not_plan(api: TestClient, tiny_networks: Networks) -> None:
+    explorer = Driver(api, **OPTIONS, deterministic=True)
+    explorer.start()
+    explorer.act(0, 0, state(0, 0))
+    session, here = stored(explorer), np.array(state(0, 0), np.float32)
+    assert session.explored is None
+    embedding = drawn_embedding(Exploration.SWITCHING, 7, 0, 0, 2)
+    mean = tiny_networks.meta_policy.choose_skill(here, embedding, None, use_skill_prior=False)
+    np.testing.assert_array_equal(unpack_vector(session.skills[-1].skill), mean)
 
 
 def test_other_explorations_have_no_places(driver: Driver) -> None:

@@ -276,6 +276,8 @@ def test_a_bundle_with_places_and_skill_dynamics_offers_novelty(tmp_path):
     [
         ({"places": ((0.5, -1.0, 3.0),)}, "places must have 4 entries each"),
         ({"places": ()}, "places"),
+        ({"places": ((0.5, 0, float("nan"), 1),)}, "finite"),
+        ({"places": ((0.5, 0, 0, 1),) * 5}, "no more than these"),
         ({"places": None}, r"needs places and skill_dynamics\.onnx, and a belief"),
         ({"files": FILES | {REWARD_DECODER: b"rewards"}}, r"needs places and skill_dynamics\.onnx, and a belief"),
         ({"files": FILES | {SKILL_DYNAMICS: b"dynamics"}, "particles": None}, "and a belief"),

@@ -12,7 +12,7 @@ from training import evaluate
 from training.contract.belief import Belief
 from training.contract.context import select_context
 from training.contract.exploration import drawn_embedding
-from training.contract.novelty import Novelty
+from training.contract.novelty import GRACE, PATIENCE, Novelty
 from training.evaluate import TargetProtocol, write_results
 from training.finetuning import Finetuner
 
@@ -89,7 +89,7 @@ def test_by_novelty_sessions_plan_until_a_reward_came(exported, meta_networks, m
     def spy(simulator, tasks, policies, decoder, acting, **options):
         def redraw(skill_index, states, active, earned):
             choice = acting.redraw(skill_index, states, active, earned)
-            planned.append((skill_index, states.copy(), {index: skill.copy() for index, skill in choice.planned.items()}))
+            planned.append((skill_index, states.copy(), dict(choice.planned), set(active.tolist())))
             return choice
 
         return rollout(simulator, tasks, policies, decoder, replace(acting, redraw=redraw), **options)
@@ -99,10 +99,11 @@ def test_by_novelty_sessions_plan_until_a_reward_came(exported, meta_networks, m
     sessions = run(exported, meta_networks, finetuning=False, belief=BY_NOVELTY, **config)
     novelty, episode = BY_NOVELTY.novelty, -1
     places = [novelty.begin()] * len(sessions)
-    for skill_index, states, skills in planned:
+    for skill_index, states, skills, active in planned:
         episode += skill_index == 0
         for index, session in enumerate(sessions):
-            assert index not in skills or not any(session.returns[:episode]), "planned without need"
+            still = episode == 0 or not any(session.returns[:episode])
+            assert (index in skills) == (still and index in active), "planned without need, or not although it had to"
             if index in skills:
                 expected, places[index] = novelty.plan(
                     places[index], states[index], seed=session.seed, episode=episode, skill_index=skill_index, skill_dim=3
@@ -113,6 +114,43 @@ def test_by_novelty_sessions_plan_until_a_reward_came(exported, meta_networks, m
         assert session.places.seen.tolist() == np.array(seen).tolist(), "once rewarded, it does not matter any more"
     rows = sessions[0].context[0]
     np.testing.assert_array_equal(rows[0, LAYOUT.skill], planned[0][2][0])
+
+
+class FarAndWide(TwoSidedWorld):
+    """Episodes of forty skills, of which an end is a few away: long enough to be overdue."""
+
+    def __init__(self):
+        super().__init__(episode_steps=200)
+
+
+def test_an_overdue_episode_goes_back_and_the_next_does_so_at_once(exported, meta_networks, monkeypatch):
+    """A policy that always goes the other way, after a first episode that a plan took to the end."""
+    seen, rollout = [], evaluate.rollout
+
+    def spy(simulator, tasks, policies, decoder, acting, **options):
+        def redraw(skill_index, states, active, earned):
+            choice = acting.redraw(skill_index, states, active, earned)
+            seen.append((skill_index, states.copy(), choice, set(active.tolist())))
+            if session.returns:  # from the second episode on
+                away = replace(choice, planned={0: choice.planned.get(0, np.array([-5.0, 0, 0], np.float32))})
+                return away if 0 not in choice.planned else choice
+            return replace(choice, planned={0: np.array([1.0, 0, 0], np.float32)})
+
+        return rollout(simulator, tasks, policies, decoder, replace(acting, redraw=redraw), **options)
+
+    monkeypatch.setattr(evaluate, "rollout", spy)
+    options = {"conditioning_episodes": 9, "episodes": 4, "exploration": "novelty"}
+    config = world_config(evaluate=options, belief={"particles": 2, "dynamics_updates": 1})
+    protocol = TargetProtocol(config, meta_networks, TINY_SPEC, FarAndWide(), None, BY_NOVELTY)
+    (session,) = protocol.begin([(1,)], [0])
+    began = []
+    for episode in range(4):
+        protocol.advance([session], episode)
+        began.append(session.beyond_from)
+    way = np.concatenate([session.context[0][:, LAYOUT.state], session.context[0][-1:, LAYOUT.next_state]])
+    limit = PATIENCE * len(BY_NOVELTY.novelty.with_route([way]).route) + GRACE
+    assert began == [-1, int(np.ceil(limit)), 0, int(np.ceil(limit))]
+    assert session.returns[2] == 1.0, "from the beginning it goes straight back"
 
 
 class PaysFirst(CountingWorld):

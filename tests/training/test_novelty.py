@@ -76,7 +76,7 @@ def test_aims_end_with_the_episode_and_what_was_seen_stays():
 
 
 def test_places_are_kept_apart_and_not_without_end(monkeypatch):
-    monkeypatch.setattr(module, "MOST_SEEN", 9)
+    monkeypatch.setattr(module, "MOST_KEPT", 9)
     _, places = explore(Novelty(LINE, stepping), 200)
     assert len(places.seen) == 9
     assert np.abs(np.diff(places.seen[:, 0])).min() > 0.5

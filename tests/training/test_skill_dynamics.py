@@ -110,6 +110,12 @@ def test_without_rewards_places_cannot_be_told(seen):
         place_projection(anywhere(np.random.default_rng(0)), seen)
 
 
+def test_goals_that_are_single_states_have_places_all_the_same():
+    exact = [np.repeat(each[:1], 5, 0) for each in rewarded(np.random.default_rng(0))]
+    projection = place_projection(anywhere(np.random.default_rng(0)), exact)
+    assert np.isfinite(projection).all()
+
+
 def test_rewards_anywhere_tell_nothing():
     rng = np.random.default_rng(0)
     with pytest.raises(ConfigError, match="do not tell tasks apart"):

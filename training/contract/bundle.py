@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, StringConstraints, ValidationError, model_validator
 
 from training.contract.envelope import Envelope
 from training.contract.errors import BundleCorrupt, BundleError, BundleFileMissing, BundleTooNew
@@ -85,10 +85,10 @@ class Manifest(Frozen):
     skill_temperature: float = Field(
         default=1.0, gt=0, le=10, description="what the meta-policy's standard deviations are multiplied by when it chooses a skill"
     )
-    particles: tuple[tuple[float, ...], ...] | None = Field(
+    particles: tuple[tuple[FiniteFloat, ...], ...] | None = Field(
         default=None, min_length=1, description="task embeddings [P, E] that a belief weighs, with the reward decoder; without it no belief"
     )
-    places: tuple[tuple[float, ...], ...] | None = Field(
+    places: tuple[tuple[FiniteFloat, ...], ...] | None = Field(
         default=None,
         min_length=1,
         description="coordinates [R, S] in which states within 1 of each other are one place, for exploring by novelty",
@@ -115,8 +115,8 @@ class Manifest(Frozen):
             raise ValueError(f"particles must have {dim} entries each, as a task embedding has")
         if (self.particles is None) != (REWARD_DECODER not in self.files):
             raise ValueError(f"a belief needs both particles and {REWARD_DECODER}")
-        if any(len(axis) != self.spec.state_dim for axis in self.places or ()):
-            raise ValueError(f"places must have {self.spec.state_dim} entries each, as a state has")
+        if any(len(axis) != self.spec.state_dim for axis in self.places or ()) or len(self.places or ()) > self.spec.state_dim:
+            raise ValueError(f"places must have {self.spec.state_dim} entries each, as a state has, and be no more than these")
         if (self.places is None) != (SKILL_DYNAMICS not in self.files) or (self.places is not None and self.particles is None):
             raise ValueError(f"exploring by novelty needs places and {SKILL_DYNAMICS}, and a belief")
         if self.exploration not in self.explorations:

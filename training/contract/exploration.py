@@ -54,7 +54,7 @@ class Exploration(StrEnum):
     particles of a belief over tasks, and gives one up for another as soon as what was seen rules it out (`training.contract.belief`); then
     the posterior's mean, and while no reward comes, draws from the posterior in turn that explain the rewards so far. ``novelty``: until
     the first reward it plans to go where it has not been (`training.contract.novelty`), whatever the tasks, for as long as it takes; then
-    as ``belief``.
+    as ``belief``, and in any phase back along the way to a reward when an episode is overdue.
     """
 
     PRIOR = "prior"

@@ -32,8 +32,8 @@ WEAR = 0.8
 SEEN_SPACING = 0.5
 """A state is kept when it lies farther than this from all that are kept; a place is new beyond 1."""
 
-MOST_SEEN = 4096
-"""States that are kept, the newest."""
+MOST_KEPT = 1024
+"""States seen, places aimed at, and points of a track that are kept, the newest."""
 
 WAYS = 64
 """Of how many episodes, the newest, a session's route is the shortest."""
@@ -87,14 +87,14 @@ class Novelty:
         here = self._images(state[None])[0]
         seen, aimed = before.seen, before.aimed if skill_index else before.aimed[:0]
         if not len(seen) or _nearest(here[None], seen)[0] > SEEN_SPACING:
-            seen = np.concatenate([seen, here[None]])[-MOST_SEEN:]
+            seen = np.concatenate([seen, here[None]])[-MOST_KEPT:]
         first, ahead = self._imagined(state, _noise(seed, episode, skill_index, skill_dim))
         reach = np.sqrt(_squared(here[None], ahead.reshape(-1, len(here))).max())
         within_reach = _squared(here[None], seen)[0] <= (reach + 1) ** 2  # of all that was seen, what can make a place no new one
         worth, target = _worth(ahead, seen[within_reach], aimed)
         best = int(worth.argmax())
         if worth[best] > 0:
-            aimed = np.concatenate([aimed, ahead[target[best], best][None]])
+            aimed = np.concatenate([aimed, ahead[target[best], best][None]])[-MOST_KEPT:]
         return first[best], replace(before, seen=seen, aimed=aimed)
 
     def with_route(self, ways: Sequence[Floats]) -> Places:
@@ -107,7 +107,7 @@ class Novelty:
 
     def on_the_way(self, before: Places, state: Floats, *, skill_index: int) -> Places:
         """``before`` with the state [S] in which an episode's skill number ``skill_index`` is chosen on its track."""
-        return replace(before, track=np.concatenate([before.track[:skill_index], self._images(state[None])]))
+        return replace(before, track=np.concatenate([before.track[:skill_index], self._images(state[None])])[-MOST_KEPT:])
 
     def retrace(self, places: Places, state: Floats, *, seed: int, episode: int, skill_index: int, skill_dim: int) -> Floats:
         """The skill [Z], chosen in ``state`` [S], of an episode that goes back along its track and then the session's route.
@@ -171,10 +171,12 @@ def _noise(seed: int, episode: int, skill_index: int, skill_dim: int) -> Floats:
 
 def _without_loops(way: Floats) -> Floats:
     """The points of a way [n, R] that remain when every point is followed by the one after the last that is near to it."""
+    near = _squared(way, way) <= NEAR**2 / 4
+    last_near = len(way) - 1 - near[:, ::-1].argmax(1)
     kept, at = [], 0
     while at < len(way):
         kept.append(at)
-        at = int(np.flatnonzero(_squared(way[at : at + 1], way)[0] <= NEAR**2 / 4).max()) + 1
+        at = int(last_near[at]) + 1
     if kept and kept[-1] != len(way) - 1:
         kept.append(len(way) - 1)
     return way[kept]
