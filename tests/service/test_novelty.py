@@ -8,9 +8,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
-from service.policies import Networks
+from service.policies import MetaPolicy, Networks
+from service.replay import replay
+from service.session_log import read_log
 from service.session_state import Session
-from service.sessions_cli import main
+from service.sessions_cli import _blank, main
 from service.settings import Settings
 from tests.conftest import Driver, state, transition
 from tests.tiny_bundle import H, Z, exploring_by_novelty
@@ -123,6 +125,22 @@ def test_a_replay_goes_back_along_the_same_way(
     monkeypatch.setenv("SKILLET_REDIS_URL", str(settings.redis_url))
     assert main(["replay", explorer.session["session_id"], "--bundle", str(tiny_bundle.path)]) == 0
     assert "67 actions replayed, 67 identical, 0 differ" in capsys.readouterr().out
+
+
+def test_a_replay_goes_back_along_the_same_way_though_the_weights_before_are_gone(explorer: Driver, tiny_networks: Networks) -> None:
+    overdue_episode(explorer)
+    store = explorer.api.app.state.parts.store
+    loaded = store.load(explorer.session["session_id"])
+    asked = 0
+
+    def policies(version: int) -> MetaPolicy | None:
+        nonlocal asked
+        asked += 1
+        return None if 2 < asked <= 2 + OVERDUE else tiny_networks.meta_policy  # those of the second episode, until it was overdue
+
+    context = store.context(loaded.keys, 0, loaded.session.rows, tiny_networks.layout.width)
+    found = replay(_blank(loaded.session), read_log(store.redis, loaded.keys), tiny_networks, policies, context)
+    assert (found.unknown, found.identical, found.differences) == (OVERDUE, found.actions, [])
 
 
 def test_an_episode_that_has_earned_something_is_not_overdue(explorer: Driver) -> None:
