@@ -139,8 +139,10 @@ def test_a_replay_goes_back_along_the_same_way_though_the_weights_before_are_gon
         return None if 2 < asked <= 2 + OVERDUE else tiny_networks.meta_policy  # those of the second episode, until it was overdue
 
     context = store.context(loaded.keys, 0, loaded.session.rows, tiny_networks.layout.width)
-    found = replay(_blank(loaded.session), read_log(store.redis, loaded.keys), tiny_networks, policies, context)
+    again = _blank(loaded.session)
+    found = replay(again, read_log(store.redis, loaded.keys), tiny_networks, policies, context)
     assert (found.unknown, found.identical, found.differences) == (OVERDUE, found.actions, [])
+    assert again.explored.track == loaded.session.explored.track
 
 
 def test_an_episode_that_has_earned_something_is_not_overdue(explorer: Driver) -> None:
