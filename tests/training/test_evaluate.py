@@ -125,16 +125,14 @@ class FarAndWide(TwoSidedWorld):
 
 def test_an_overdue_episode_goes_back_and_the_next_does_so_at_once(exported, meta_networks, monkeypatch):
     """A policy that always goes the other way, after a first episode that a plan took to the end."""
-    seen, rollout = [], evaluate.rollout
+    rollout = evaluate.rollout
 
     def spy(simulator, tasks, policies, decoder, acting, **options):
         def redraw(skill_index, states, active, earned):
             choice = acting.redraw(skill_index, states, active, earned)
-            seen.append((skill_index, states.copy(), choice, set(active.tolist())))
-            if session.returns:  # from the second episode on
-                away = replace(choice, planned={0: choice.planned.get(0, np.array([-5.0, 0, 0], np.float32))})
-                return away if 0 not in choice.planned else choice
-            return replace(choice, planned={0: np.array([1.0, 0, 0], np.float32)})
+            if session.returns and choice.planned:
+                return choice
+            return replace(choice, planned={0: np.array([-5.0 if session.returns else 1.0, 0, 0], np.float32)})
 
         return rollout(simulator, tasks, policies, decoder, replace(acting, redraw=redraw), **options)
 
