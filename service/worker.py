@@ -18,6 +18,7 @@ import uuid
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from redis import Redis
@@ -82,7 +83,7 @@ class Worker:
                 self._active.clear()
                 self._waiting.clear()
                 self._learners.clear()
-                stop.wait(_RECONNECT_S)
+                time.sleep(_RECONNECT_S)  # not stop.wait: the signal handler that sets it, in this thread, would wait for wait's lock
 
     def open(self) -> None:
         """Join the consumer group, and take up what an earlier process of this name left."""
@@ -280,5 +281,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _end(code: int) -> NoReturn:
+    """End the process as it is.
+
+    Taking the interpreter and torch apart would do nothing for anybody and costs processor time, for which a process that stands back waits
+    for ten seconds and more where the machine is busy; whoever stops the service would wait with it.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())
