@@ -12,12 +12,11 @@ from service.session_state import Explored, Followed, LastAction, Loaded, OpenSk
 from training.contract.belief import Belief, Following
 from training.contract.context import Floats, pack_rows, unpack_rows, unpack_vector
 from training.contract.exploration import (
-    EXPLORE_SKILLS,
-    SWITCH_SKILLS,
     Exploration,
     Phase,
     automatic_phase,
-    drawn_embedding,
+    embedding_beyond,
+    exploratory_embedding,
     in_turn,
     plan_episode,
     skill_noise,
@@ -200,7 +199,9 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
         )
         return _begin_skill(session, state, chosen, networks.meta_policy, counts=False)
     if beyond:
-        policy, embedding = networks.meta_policy, beyond_embedding(session.seed, session.episode, skill_index, networks)
+        assert networks.belief is not None
+        policy = networks.meta_policy
+        embedding = embedding_beyond(networks.belief, seed=session.seed, episode=session.episode, skill_index=skill_index)
     elif explores:
         embedding = _explored(session, state, networks)
     elif policy.task_embedding is None:
@@ -238,25 +239,16 @@ def _note_version(session: Session, version: int) -> None:
         session.versions_used.append(version)
 
 
-def beyond_embedding(seed: int, episode: int, skill_index: int, networks: Networks) -> Floats:
-    """The embedding [E] that a skill explores with when there is nothing left to gain."""
-    assert networks.belief is not None
-    return networks.belief.at_random(seed=seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
-
-
 def _explored(session: Session, state: Floats, networks: Networks) -> Floats:
     """The embedding [E] of a session that knows nothing of its task yet, for one skill."""
-    spec, skill_index = networks.spec, session.act_step // networks.spec.skill_horizon
-    if session.exploration is Exploration.THOMPSON and networks.belief is not None:
-        return networks.belief.at_random(seed=session.seed, episode=session.episode, turn=skill_index // SWITCH_SKILLS)
-    if session.exploration is not Exploration.BELIEF or networks.belief is None:
-        return drawn_embedding(session.exploration, session.seed, session.episode, skill_index, spec.task_embedding_dim)
-    now = networks.belief.follow(
-        following(session, networks.belief), state, seed=session.seed, episode=session.episode, skill_index=skill_index,
-        rewarded=session.rewarded,
+    spec, belief = networks.spec, networks.belief
+    before = None if session.followed is None or belief is None else following(session, belief)
+    embedding, now = exploratory_embedding(
+        session.exploration, belief, before, state, seed=session.seed, episode=session.episode,
+        skill_index=session.act_step // spec.skill_horizon, rewarded=session.rewarded, task_embedding_dim=spec.task_embedding_dim,
     )  # fmt: skip
-    session.followed = Followed(pack_rows(now.plausibility), now.particle, now.since, now.hope)
-    embedding: Floats = networks.belief.particles[now.particle]
+    if now is not None:
+        session.followed = Followed(pack_rows(now.plausibility), now.particle, now.since, now.hope)
     return embedding
 
 

@@ -15,13 +15,12 @@ from training.contract.belief import Belief, Following
 from training.contract.context import ContextLayout, Floats, select_context
 from training.contract.errors import ConfigError
 from training.contract.exploration import (
-    EXPLORE_SKILLS,
-    SWITCH_SKILLS,
     EpisodePlan,
     Exploration,
     Phase,
     automatic_phase,
-    drawn_embedding,
+    embedding_beyond,
+    exploratory_embedding,
     in_turn,
     plan_episode,
     turns,
@@ -147,7 +146,7 @@ class TargetProtocol:
                 if beyond[index] and retraces:
                     planned[index] = self._novelty.retrace(session.places, states[index], **self._choice(session, episode, skill_index))
                 elif self.belief is not None and beyond[index]:
-                    chosen[index] = self.belief.at_random(seed=session.seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
+                    chosen[index] = embedding_beyond(self.belief, seed=session.seed, episode=episode, skill_index=skill_index)
                 elif inferred is not None:
                     chosen[index] = in_turn(inferred, skill_index)
                 elif exploration is Exploration.NOVELTY:
@@ -187,18 +186,15 @@ class TargetProtocol:
         return {"seed": session.seed, "episode": episode, "skill_index": skill_index, "skill_dim": self.spec.skill_dim}
 
     def _explored(self, session: TargetSession, state: Floats, episode: int, skill_index: int, *, plain: bool) -> Floats:
-        """The embedding [E] of a session that has no reward yet, for one skill."""
-        exploration, dim = self.config.evaluate.exploration, self.spec.task_embedding_dim
-        if exploration is Exploration.THOMPSON and self.belief is not None and not plain:
-            return self.belief.at_random(seed=session.seed, episode=episode, turn=skill_index // SWITCH_SKILLS)
-        if exploration is not Exploration.BELIEF or self.belief is None or plain:
-            return drawn_embedding(exploration, session.seed, episode, skill_index, dim)
-        session.following = self.belief.follow(
-            session.following or self.belief.begin(), state, seed=session.seed, episode=episode, skill_index=skill_index,
-            rewarded=session.rewarded,
+        """The embedding [E] of a session that has no reward yet, for one skill; of the ``plain`` skill prior, which looks at none."""
+        dim = self.spec.task_embedding_dim
+        if plain:
+            return np.zeros(dim, np.float32)
+        embedding, session.following = exploratory_embedding(
+            self.config.evaluate.exploration, self.belief, session.following, state, seed=session.seed, episode=episode,
+            skill_index=skill_index, rewarded=session.rewarded, task_embedding_dim=dim,
         )  # fmt: skip
-        following: Floats = self.belief.particles[session.following.particle]
-        return following
+        return embedding
 
     def _plan(self, session: TargetSession, episode: int) -> EpisodePlan:
         config = self.config.evaluate

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from service.acting import beyond_embedding
 from service.held_back_check import log_chosen
 from service.policies import Networks
 from service.session_state import EpisodeRecord
@@ -16,7 +15,7 @@ from tests.conftest import Driver, state, transition
 from tests.service.learners import work_off, worker
 from training.contract.bundle import Bundle
 from training.contract.context import Floats
-from training.contract.exploration import EXPLORE_SKILLS, RECENT_EPISODES, skill_noise
+from training.contract.exploration import EXPLORE_SKILLS, RECENT_EPISODES, embedding_beyond, skill_noise
 from training.held_back import HeldEpisode
 
 H, STEPS = 5, 12
@@ -57,7 +56,7 @@ def test_skills_come_from_the_bundles_policy_under_a_training_tasks_embedding(
     assert [reply["policy_version"] for reply in replies[:STEPS]] == [1] * H + [0] * (STEPS - H)
     assert {reply["phase"] for reply in replies} == {"finetuning"}
     for skill in (1, 2):
-        embedding = beyond_embedding(7, 1, skill, tiny_networks)
+        embedding = embedding_beyond(tiny_networks.belief, seed=7, episode=1, skill_index=skill)
         assert embedding.tolist() in tiny_networks.belief.particles.tolist()
         observation = np.array(state(1, skill * H), np.float32)
         chosen = tiny_networks.meta_policy.choose_skill(observation, embedding, skill_noise(7, 1, skill * H, 3), use_skill_prior=False)
@@ -66,10 +65,12 @@ def test_skills_come_from_the_bundles_policy_under_a_training_tasks_embedding(
 
 
 def test_embeddings_change_every_few_skills_and_from_episode_to_episode(tiny_networks: Networks) -> None:
-    drawn = [beyond_embedding(7, 1, skill, tiny_networks).tolist() for skill in range(10 * EXPLORE_SKILLS)]
+    drawn = [embedding_beyond(tiny_networks.belief, seed=7, episode=1, skill_index=skill).tolist() for skill in range(10 * EXPLORE_SKILLS)]
     assert all(drawn[skill] == drawn[skill - skill % EXPLORE_SKILLS] for skill in range(len(drawn)))
     assert len({tuple(embedding) for embedding in drawn}) > 2
-    assert any(beyond_embedding(7, 2, skill, tiny_networks).tolist() != drawn[skill] for skill in range(len(drawn)))
+    assert any(
+        embedding_beyond(tiny_networks.belief, seed=7, episode=2, skill_index=skill).tolist() != drawn[skill] for skill in range(len(drawn))
+    )
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.5])

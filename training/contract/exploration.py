@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from training.contract.belief import FOLLOW_SKILLS
+from training.contract.belief import FOLLOW_SKILLS, Belief, Following
 from training.contract.context import Floats
 
 _EMBEDDING_STREAM = 0x7A5C
@@ -138,6 +138,35 @@ def drawn_embedding(exploration: Exploration, seed: int, episode: int, skill_ind
     draw = 0 if exploration is Exploration.PRIOR else skill_index // SWITCH_SKILLS
     generator = np.random.default_rng([_EMBEDDING_STREAM, seed, episode, draw])
     return generator.standard_normal(task_embedding_dim).astype(np.float32)
+
+
+def exploratory_embedding(
+    exploration: Exploration,
+    belief: Belief | None,
+    before: Following | None,
+    state: Floats,
+    *,
+    seed: int,
+    episode: int,
+    skill_index: int,
+    rewarded: bool,
+    task_embedding_dim: int,
+) -> tuple[Floats, Following | None]:
+    """The embedding [E] with which a session that knows nothing of its task chooses skill number ``skill_index``, in ``state`` [S].
+
+    With it, where that comes from the belief, what the session follows now; ``before``: what it followed (None: nothing yet).
+    """
+    if belief is not None and exploration is Exploration.THOMPSON:
+        return belief.at_random(seed=seed, episode=episode, turn=skill_index // SWITCH_SKILLS), None
+    if belief is None or exploration is not Exploration.BELIEF:
+        return drawn_embedding(exploration, seed, episode, skill_index, task_embedding_dim), None
+    now = belief.follow(before or belief.begin(), state, seed=seed, episode=episode, skill_index=skill_index, rewarded=rewarded)
+    return belief.particles[now.particle], now
+
+
+def embedding_beyond(belief: Belief, *, seed: int, episode: int, skill_index: int) -> Floats:
+    """The embedding [E] with which a session that has nothing left to gain by what it knows chooses skill number ``skill_index``."""
+    return belief.at_random(seed=seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
 
 
 def turns(episode_steps: int, skill_horizon: int) -> int:
