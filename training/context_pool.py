@@ -7,8 +7,9 @@ What the policy has not learned yet shows in no episode of its own: where the la
 the same of every task that begins alike, and a policy that cannot tell them apart never learns that subtask. Demonstrations show it.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from training.contract.context import Floats
 from training.relabelling import InEachTask, Relabeller
-from training.replay import SkillEpisode
 
 MOST_EPISODES = 20
 """Episodes in the largest context: as many as conditioning takes in SiMPL."""
@@ -25,13 +25,23 @@ DEMONSTRATED = 0.5
 """Share of the contexts that hold demonstrations, where there are any."""
 
 
+@dataclass(frozen=True)
+class Collected:
+    """An episode of skill transitions ``rows`` [n, D], collected for the task of this number, and its ``path`` [steps + 1, S]."""
+
+    task: int
+    rows: Floats
+    path: Floats
+
+
 class ContextPool:
     """The newest ``capacity`` episodes of all tasks together, and demonstrations, which stay."""
 
     def __init__(self, relabeller: Relabeller, capacity: int) -> None:
-        self.relabeller = relabeller
+        self.relabeller, self.capacity = relabeller, capacity
         self._episodes: deque[InEachTask] = deque(maxlen=capacity)
         self._own: list[deque[InEachTask]] = [deque(maxlen=MOST_EPISODES) for _ in relabeller.tasks]
+        self._collected: list[Collected] = []
         self._demonstrations: list[InEachTask] = []
         self._own_demonstrations: list[Sequence[InEachTask]] = [() for _ in relabeller.tasks]
 
@@ -39,11 +49,23 @@ class ContextPool:
         """Episodes that there are to make contexts of, the same for every task."""
         return len(self._episodes)
 
-    def add(self, task: int, episode: SkillEpisode, path: Floats) -> None:
-        """Add an episode that was collected for ``task``, with its path [steps + 1, S]."""
-        pooled = [each.rows for each in self.relabeller.all(episode.rows, path)]
+    def add(self, collected: Collected) -> None:
+        """Add an episode."""
+        pooled = [each.rows for each in self.relabeller.all(collected.rows, collected.path)]
         self._episodes.append(pooled)
-        self._own[task].append(pooled)
+        self._own[collected.task].append(pooled)
+        self._collected.append(collected)
+        if len(self._collected) > 2 * (self.capacity + MOST_EPISODES * len(self._own)):
+            self._collected = self.collected()
+
+    def collected(self) -> list[Collected]:
+        """The episodes that contexts may be made of, demonstrations apart, from the oldest; added to an empty pool, they make the same."""
+        of_task, kept = Counter[int](), []
+        for newer, each in enumerate(reversed(self._collected)):
+            of_task[each.task] += 1
+            if newer < self.capacity or of_task[each.task] <= MOST_EPISODES:
+                kept.append(each)
+        return kept[::-1]
 
     def demonstrate(self, chosen: Sequence[Sequence[InEachTask]]) -> None:
         """Make contexts of demonstrations too: for each task those that earn most in it."""

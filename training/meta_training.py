@@ -1,5 +1,6 @@
 """Stage 2: skill-based meta-training over the training tasks (SiMPL, section 4.2, on PEARL): episodes, replay, checkpoints."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainingConfig, changed_meta_settings
-from training.context_pool import ContextPool
+from training.context_pool import Collected, ContextPool
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
 from training.data import Episode
+from training.experience import Experience
 from training.meta_learner import ContextSource, MetaLearner, MetaNetworks, posterior_means
 from training.networks.skill_model import SkillModel
 from training.relabelling import Relabeller
@@ -53,6 +55,7 @@ class MetaTrainer:
         self.replay = TaskReplay(len(tasks), config.meta.buffer_per_task, self.layout, config.meta.discount)
         self.relabeller = Relabeller(simulator, tasks, self.layout, config.skills.horizon)
         self.pool = ContextPool(self.relabeller, config.meta.context_pool) if config.meta.context_pool else None
+        self.experience = Experience(run_dir, self.replay, self.pool)
         self.rng = np.random.default_rng(config.seed)
         self.updates = self.epoch = 0
 
@@ -67,7 +70,11 @@ class MetaTrainer:
         return self.run_dir / "meta.safetensors"
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one. The replay is collected anew, by the policy that it had come to."""
+        """Go on from the checkpoint, if there is one.
+
+        Without the experience that was kept beside it, episodes are collected anew, by the policy that it had come to.
+        """
+        generators = None
         if self.checkpoint.exists():
             note = self._load(self.learner.optimizers())
             self.updates, self.epoch = int(note["updates"]), int(note["epoch"])
@@ -75,14 +82,36 @@ class MetaTrainer:
             self.learner.generator.manual_seed(self.config.seed + self.updates)
         if self.updates < self.config.meta.updates:
             self._add_demonstrations()
-            for _ in range(min(10, self.epoch)):
-                self.collect()
+            generators = self.experience.load(self.updates)
+            if generators is None:
+                for _ in range(min(10, self.epoch)):
+                    self.collect()
+            else:
+                self._set_generators(generators)
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, and beside it, until training is complete, what it goes on from."""
+        complete = self.updates >= self.config.meta.updates
+        if not complete:
+            self.experience.save(self.updates, self._generators())
         modules = self.networks.modules() | self.learner.coefficients()
         note = {"updates": self.updates, "epoch": self.epoch, "meta": self.config.meta.model_dump(mode="json")}
         save_checkpoint(self.checkpoint, modules=modules, optimizers=self.learner.optimizers(), note=note)
+        self.experience.keep_only(None if complete else self.updates)
+
+    def _generators(self) -> dict[str, Tensor]:
+        states = {"torch": torch.get_rng_state(), "learner": self.learner.generator.get_state()}
+        if self.learner.device != "cpu":
+            states["cuda"] = torch.cuda.get_rng_state(self.learner.device)
+        numpy = json.dumps(self.rng.bit_generator.state).encode()
+        return states | {"numpy": torch.frombuffer(bytearray(numpy), dtype=torch.uint8)}
+
+    def _set_generators(self, states: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(states["torch"])
+        self.learner.generator.set_state(states["learner"])
+        if self.learner.device != "cpu" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.learner.device)
+        self.rng.bit_generator.state = json.loads(states["numpy"].numpy().tobytes())
 
     def load_networks(self) -> int:
         """Take networks and KL coefficients from the checkpoint. Returns after how many updates it was written.
@@ -127,7 +156,7 @@ class MetaTrainer:
             self._relabel(episodes, paths)
         if self.pool is not None:
             for index, (episode, path) in enumerate(zip(episodes, paths, strict=True)):
-                self.pool.add(index % count, episode, path)
+                self.pool.add(Collected(index % count, episode.rows, path))
         self.networks.to(self.learner.device)
         prior, posterior = episodes[:count], episodes[count:]
         return {

@@ -1,6 +1,6 @@
 """Replay of skill transitions, one ring for each task; each row knows its discounted return and its episode's total."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,20 @@ class TaskReplay:
         self.episode_return[task, at] = float(rewards.sum())
         self.added[task] += len(rows)
         self._best[task] = self._rewarded[task] = None
+
+    def held(self) -> dict[str, Tensor]:
+        """All that it holds, for `hold`."""
+        filled = int(np.minimum(self.added, self.capacity).max(initial=0))
+        each = {name: getattr(self, name)[:, :filled] for name in ("rows", "discounted_return", "episode_return")}
+        return each | {"added": torch.from_numpy(self.added)}
+
+    def hold(self, held: Mapping[str, Tensor]) -> None:
+        """Hold what another replay of the same size held (`held`)."""
+        filled = held["rows"].shape[1]
+        for name in ("rows", "discounted_return", "episode_return"):
+            getattr(self, name)[:, :filled] = held[name]
+        self.added = held["added"].numpy().copy()
+        self._best, self._rewarded = [None] * len(self.added), [None] * len(self.added)
 
     def best_rows(self, task: int) -> Tensor:
         """Indices of the rows of rewarded episodes whose return is in the task's upper quarter (every one of them, where few have any)."""

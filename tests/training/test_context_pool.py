@@ -5,7 +5,7 @@ import torch
 from tests.training.test_rollout import run
 from tests.training.tiny import LAYOUT, E, H, known_skills, world_config
 from tests.training.worlds import TwoSidedWorld
-from training.context_pool import MOST_EPISODES, ContextPool
+from training.context_pool import MOST_EPISODES, Collected, ContextPool
 from training.meta_training import MetaTrainer
 from training.relabelling import Relabeller
 from training.replay import SkillEpisode
@@ -33,6 +33,11 @@ def walk(to, marker=0.0, skills=2):
     return SkillEpisode(rows, len(path) - 1, 0.0, False), path
 
 
+def collected(task, walked):
+    episode, path = walked
+    return Collected(task, episode.rows, path)
+
+
 def in_each_task(walked):
     episode, path = walked
     return [each.rows for each in pool().relabeller.all(episode.rows, path)]
@@ -44,7 +49,7 @@ def real_rows(context, mask):
 
 def test_the_same_episode_is_in_each_tasks_context_with_that_tasks_rewards(generator):
     held = pool()
-    held.add(LEFT, *walk(to=1.0))
+    held.add(collected(LEFT, walk(to=1.0)))
     contexts, masks = held.sample_context([RIGHT, LEFT], 64, generator)
     right, left = (real_rows(context, mask) for context, mask in zip(contexts, masks, strict=True))
     assert right[:, LAYOUT.reward].any()
@@ -54,7 +59,7 @@ def test_the_same_episode_is_in_each_tasks_context_with_that_tasks_rewards(gener
 
 def test_what_is_padded_is_masked_and_nothing_else(generator):
     held = pool()
-    held.add(RIGHT, *walk(to=0.1, marker=7.0))
+    held.add(collected(RIGHT, walk(to=0.1, marker=7.0)))
     contexts, masks = held.sample_context([RIGHT, LEFT, RIGHT], 5, generator)
     assert contexts.shape[:2] == masks.shape
     assert contexts.shape[1] <= 5
@@ -65,8 +70,8 @@ def test_what_is_padded_is_masked_and_nothing_else(generator):
 def test_a_context_holds_one_to_twenty_episodes_a_share_of_them_the_tasks_own(generator):
     held = pool()
     for _ in range(50):
-        held.add(LEFT, *walk(to=0.1, marker=1.0))
-    held.add(RIGHT, *walk(to=0.1, marker=2.0))
+        held.add(collected(LEFT, walk(to=0.1, marker=1.0)))
+    held.add(collected(RIGHT, walk(to=0.1, marker=2.0)))
     sizes, own = [], []
     for _ in range(300):
         rows = real_rows(*(part[0] for part in held.sample_context([RIGHT], 10_000, generator)))
@@ -81,8 +86,8 @@ def test_a_context_holds_one_to_twenty_episodes_a_share_of_them_the_tasks_own(ge
 
 def test_half_of_the_contexts_hold_demonstrations_a_share_of_them_those_that_earn_most_in_the_task(generator):
     held = pool()
-    held.add(LEFT, *walk(to=0.1, marker=1.0))
-    held.add(RIGHT, *walk(to=0.1, marker=1.0))
+    held.add(collected(LEFT, walk(to=0.1, marker=1.0)))
+    held.add(collected(RIGHT, walk(to=0.1, marker=1.0)))
     held.demonstrate([[in_each_task(walk(to=1.0, marker=2.0))], [in_each_task(walk(to=-1.0, marker=3.0))] * 9])
     demonstrated, own = [], []
     for _ in range(400):
@@ -96,7 +101,7 @@ def test_half_of_the_contexts_hold_demonstrations_a_share_of_them_those_that_ear
 
 def test_demonstrations_bring_the_rewards_of_what_the_policy_has_not_learned(generator):
     held = pool()
-    held.add(RIGHT, *walk(to=0.1))
+    held.add(collected(RIGHT, walk(to=0.1)))
     held.demonstrate([[in_each_task(walk(to=1.0))], [in_each_task(walk(to=-1.0))]])
     rewarded = np.zeros(2)
     for _ in range(100):
@@ -108,8 +113,8 @@ def test_demonstrations_bring_the_rewards_of_what_the_policy_has_not_learned(gen
 def test_rewarded_rows_take_at_most_half_where_there_are_others(generator):
     held = pool()
     for _ in range(20):
-        held.add(LEFT, *walk(to=1.0, skills=1))  # nothing but a rewarded row, to the right
-        held.add(LEFT, *walk(to=0.1, skills=4))
+        held.add(collected(LEFT, walk(to=1.0, skills=1)))  # nothing but a rewarded row, to the right
+        held.add(collected(LEFT, walk(to=0.1, skills=4)))
     for _ in range(100):
         rows = real_rows(*(part[0] for part in held.sample_context([RIGHT], 8, generator)))
         hits = int((rows[:, LAYOUT.reward] != 0).sum())
@@ -119,7 +124,7 @@ def test_rewarded_rows_take_at_most_half_where_there_are_others(generator):
 def test_the_oldest_episodes_go_first(generator):
     held = pool(capacity=3)
     for marker in range(1, 6):
-        held.add(LEFT, *walk(to=0.1, marker=float(marker)))
+        held.add(collected(LEFT, walk(to=0.1, marker=float(marker))))
     assert held.size(RIGHT) == 3
     seen = {float(value) for _ in range(50) for value in real_rows(*held.sample_context([RIGHT], 100, generator))[:, LAYOUT.state_dim - 1]}
     assert seen == {3.0, 4.0, 5.0}
@@ -150,3 +155,18 @@ def test_an_encoder_that_was_trained_with_a_pool_tells_tasks_apart_by_rewards_al
         assert context[..., LAYOUT.reward].any()
         means.append(networks.encoder(context, torch.ones(context.shape[:2]))[0][0].detach())
     assert float((means[RIGHT] - means[LEFT]).norm()) > 1
+
+
+def test_what_it_says_it_collected_makes_the_same_pool(generator):
+    held = pool(capacity=3)
+    for marker in range(100):
+        held.add(collected(RIGHT if marker < 10 else LEFT, walk(to=0.1, marker=float(marker))))
+    kept = held.collected()
+    assert [each.path[0, -1] for each in kept] == [*range(10), *range(100 - MOST_EPISODES, 100)]
+    again = pool(capacity=3)
+    for each in kept:
+        again.add(each)
+    state = generator.get_state()
+    once = held.sample_context([RIGHT, LEFT], 64, generator)
+    generator.set_state(state)
+    assert all(map(torch.equal, once, again.sample_context([RIGHT, LEFT], 64, generator)))

@@ -7,7 +7,7 @@ import torch
 from tests.training.tiny import A, E, H, S, known_skills, world_config
 from tests.training.worlds import TwoSidedWorld
 from training import meta_learner
-from training.contract.errors import ConfigError
+from training.contract.errors import CheckpointCorrupt, ConfigError
 from training.data import Episode
 from training.meta_learner import MetaLearner, posterior_means
 from training.meta_training import MetaTrainer
@@ -94,32 +94,66 @@ class Stopped(Exception):
     pass
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint_to_the_same_number_of_updates(tmp_path, monkeypatch):
+def stop_after(monkeypatch, updates):
+    """Interrupt meta-training after so many updates, once."""
     update, count = MetaLearner.update, [0]
 
     def stopping(learner, *replays, **options):
-        if count[0] == 5 * 20 + 3:
-            raise Stopped
         count[0] += 1
+        if count[0] == updates + 1:
+            raise Stopped
         return update(learner, *replays, **options)
 
     monkeypatch.setattr(MetaLearner, "update", stopping)
+
+
+def kept_experience(run_dir):
+    return sorted(file.name for file in run_dir.glob("meta-experience-*"))
+
+
+@pytest.mark.parametrize("options", [{}, {"context_pool": 7, "relabelled_episodes": 2}])
+def test_an_interrupted_training_goes_on_as_if_it_never_had_been(tmp_path, monkeypatch, options):
+    options |= {"updates": 160}
+    whole = trainer(tmp_path / "whole", **options).run()
+    stop_after(monkeypatch, 5 * 20 + 3)
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "cut", **options).run()
+    assert kept_experience(tmp_path / "cut") == ["meta-experience-80.safetensors"]
+    torch.manual_seed(99)
+    resumed = trainer(tmp_path / "cut", **options)
+    parted = resumed.run()
+    assert (resumed.updates, kept_experience(tmp_path / "cut")) == (160, [])
+    for name, module in whole.modules().items():
+        for one, same in zip(module.state_dict().values(), parted.modules()[name].state_dict().values(), strict=True):
+            assert torch.equal(one, same), name
+    returns = [[line["posterior_return"] for line in report(tmp_path / run)] for run in ("whole", "cut")]
+    assert returns[0] == returns[1]
+
+
+def test_without_what_it_had_collected_it_goes_on_from_its_networks_with_new_episodes(tmp_path, monkeypatch):
+    stop_after(monkeypatch, 5 * 20 + 3)
     with pytest.raises(Stopped):
         trainer(tmp_path, updates=160).run()
+    (experience,) = tmp_path.glob("meta-experience-*")
+    experience.unlink()
     resumed = trainer(tmp_path, updates=160)
     resumed.resume()
     assert (resumed.updates, resumed.epoch) == (80, 4)  # the checkpoint of the fourth epoch
     assert [resumed.replay.size(task) > 0 for task in (0, 1)] == [True, True]
-    other = trainer(tmp_path, updates=160)
-    other.resume()
-    for name, module in resumed.networks.modules().items():
-        for one, same in zip(module.state_dict().values(), other.networks.modules()[name].state_dict().values(), strict=True):
-            assert torch.equal(one, same)
     assert resumed.learner.judge_optimizer.state_dict()["state"][0]["step"] == 80
-    count[0] = -1000
     resumed.run()
-    assert count[0] + 1000 == 80
     assert resumed.updates == 160
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda _: b""])
+def test_damaged_experience_is_named(tmp_path, monkeypatch, damage):
+    stop_after(monkeypatch, 50)
+    with pytest.raises(Stopped):
+        trainer(tmp_path, updates=160).run()
+    (experience,) = tmp_path.glob("meta-experience-*")
+    experience.write_bytes(damage(experience.read_bytes()))
+    with pytest.raises(CheckpointCorrupt, match=r"meta-experience-40\.safetensors is cut, damaged"):
+        trainer(tmp_path, updates=160).resume()
 
 
 def test_a_finished_training_is_not_trained_again(trained, monkeypatch):

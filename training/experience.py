@@ -1,0 +1,82 @@
+"""What meta-training has collected, kept beside its checkpoint, so that one that was interrupted goes on as if it never had been.
+
+Networks alone are not enough: where rewards are rare, the replay holds the few episodes that found any, and contexts are made of the pool.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.context_pool import Collected, ContextPool
+from training.contract.errors import CheckpointCorrupt
+from training.replay import TaskReplay
+
+_PREFIX: Final = "meta-experience-"
+
+
+class Experience:
+    """Files ``meta-experience-UPDATES.safetensors`` of a run's folder: what was collected when the checkpoint stood at so many updates.
+
+    Each is written before its checkpoint and those of earlier ones are removed after it, so that whatever the checkpoint says, its own is
+    there.
+    """
+
+    def __init__(self, folder: Path, replay: TaskReplay, pool: ContextPool | None) -> None:
+        self.folder, self.replay, self.pool = folder, replay, pool
+
+    def save(self, updates: int, generators: dict[str, Tensor]) -> None:
+        """Write all that was collected, and the states of the random ``generators``."""
+        tensors = {f"replay/{name}": value for name, value in self.replay.held().items()}
+        tensors |= {f"generator/{name}": state for name, state in generators.items()}
+        if self.pool is not None:
+            tensors |= {f"pool/{name}": value for name, value in _packed(self.pool.collected()).items()}
+        save_checkpoint(self._file(updates), modules={}, tensors=tensors)
+
+    def load(self, updates: int) -> dict[str, Tensor] | None:
+        """Take up what was collected by then. Returns the generators' states; None where it was not kept. Raises CheckpointCorrupt."""
+        file = self._file(updates)
+        if not file.exists():
+            return None
+        tensors = load_checkpoint(file, modules={})[0]
+        try:
+            self.replay.hold(_below(tensors, "replay/"))
+            if self.pool is not None:
+                for each in _unpacked(_below(tensors, "pool/")):
+                    self.pool.add(each)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointCorrupt(f"{file} is of another training ({error}): delete it, and episodes are collected anew") from error
+        return _below(tensors, "generator/")
+
+    def keep_only(self, updates: int | None) -> None:
+        """Remove the files of all other updates; of all (None), once training is complete."""
+        for file in self.folder.glob(f"{_PREFIX}*"):
+            if updates is None or file != self._file(updates):
+                file.unlink()
+
+    def _file(self, updates: int) -> Path:
+        return self.folder / f"{_PREFIX}{updates}.safetensors"
+
+
+def _packed(collected: list[Collected]) -> dict[str, Tensor]:
+    """Episodes end to end, with the task and the lengths of each."""
+    if not collected:
+        return {}
+    counts = [(each.task, len(each.rows), len(each.path)) for each in collected]
+    rows, paths = (np.concatenate([getattr(each, part) for each in collected]) for part in ("rows", "path"))
+    return {"counts": torch.tensor(counts), "rows": torch.from_numpy(rows), "paths": torch.from_numpy(paths)}
+
+
+def _unpacked(tensors: dict[str, Tensor]) -> list[Collected]:
+    if not tensors:
+        return []
+    tasks, rows, paths = tensors["counts"].T
+    each = zip(tasks.tolist(), tensors["rows"].split(rows.tolist()), tensors["paths"].split(paths.tolist()), strict=True)
+    return [Collected(task, row.numpy(), path.numpy()) for task, row, path in each]
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
