@@ -62,5 +62,21 @@ def load_checkpoint(
     return _below(flat, "tensor/"), note
 
 
+def generator_states(generators: Mapping[str, torch.Generator], device: str) -> dict[str, Tensor]:
+    """The states of random generators by name, and of torch's own, on the CPU and the device, for `save_checkpoint`'s tensors."""
+    states = {name: generator.get_state() for name, generator in generators.items()} | {"torch": torch.get_rng_state()}
+    return states if device == "cpu" else states | {"cuda": torch.cuda.get_rng_state(device)}
+
+
+def set_generators(generators: Mapping[str, torch.Generator], states: Mapping[str, Tensor], device: str) -> None:
+    """Set generators, and torch's own, to `generator_states`. A training that changes its device goes on with other numbers there."""
+    torch.set_rng_state(states["torch"])
+    for name, generator in generators.items():
+        if states[name].shape == generator.get_state().shape:  # else it is that of another device's
+            generator.set_state(states[name])
+    if device != "cpu" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
 def _below(flat: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import generator_states, load_checkpoint, save_checkpoint, set_generators
 from training.config import TrainingConfig, changed_meta_settings
 from training.context_pool import Collected, ContextPool
 from training.contract.context import ContextLayout, Floats
@@ -100,17 +100,12 @@ class MetaTrainer:
         self.experience.keep_only(None if complete else self.updates)
 
     def _generators(self) -> dict[str, Tensor]:
-        states = {"torch": torch.get_rng_state(), "learner": self.learner.generator.get_state()}
-        if self.learner.device != "cpu":
-            states["cuda"] = torch.cuda.get_rng_state(self.learner.device)
         numpy = json.dumps(self.rng.bit_generator.state).encode()
+        states = generator_states({"learner": self.learner.generator}, self.learner.device)
         return states | {"numpy": torch.frombuffer(bytearray(numpy), dtype=torch.uint8)}
 
     def _set_generators(self, states: Mapping[str, Tensor]) -> None:
-        torch.set_rng_state(states["torch"])
-        self.learner.generator.set_state(states["learner"])
-        if self.learner.device != "cpu" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], self.learner.device)
+        set_generators({"learner": self.learner.generator}, states, self.learner.device)
         self.rng.bit_generator.state = json.loads(states["numpy"].numpy().tobytes())
 
     def load_networks(self) -> int:

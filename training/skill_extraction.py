@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import generator_states, load_checkpoint, save_checkpoint, set_generators
 from training.config import SkillConfig, TrainingConfig
 from training.contract.context import Floats
 from training.contract.errors import ConfigError
@@ -123,16 +123,25 @@ def extract_skills(
     checkpoint = run_dir / "skills.safetensors"
     done = 0
     if checkpoint.exists():
-        _, note = load_checkpoint(checkpoint, modules={"model": learner.model}, optimizers={"adam": learner.optimizer})
+        states, note = load_checkpoint(checkpoint, modules={"model": learner.model}, optimizers={"adam": learner.optimizer})
         done = int(note["steps"])
-        generator.manual_seed(config.seed + done)
+        if not states:  # of an earlier version
+            generator.manual_seed(config.seed + done)
+        else:
+            set_generators({"windows": generator}, states, device)
     total = config.skills.steps
     with RunLog(run_dir, "skills", total, resumed_at=done) as log:
         for step, metrics in _updates(learner, windows, generator, done, total):
             if step % REPORT_STEPS == 0 or step == total:
                 log.report(step, {name: float(value) for name, value in metrics.items()})
             if step % CHECKPOINT_STEPS == 0 or step == total:
-                save_checkpoint(checkpoint, modules={"model": learner.model}, optimizers={"adam": learner.optimizer}, note={"steps": step})
+                save_checkpoint(
+                    checkpoint,
+                    modules={"model": learner.model},
+                    optimizers={"adam": learner.optimizer},
+                    tensors=generator_states({"windows": generator}, device),
+                    note={"steps": step},
+                )
     return learner.model.cpu().eval()
 
 

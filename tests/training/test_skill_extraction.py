@@ -141,8 +141,9 @@ class Stopped(Exception):
     pass
 
 
-def test_an_interrupted_stage_goes_on_from_its_checkpoint_to_the_same_number_of_steps(tmp_path, monkeypatch):
+def test_an_interrupted_stage_goes_on_as_if_it_never_had_been(tmp_path, monkeypatch):
     config, episodes = tiny_config(skills={"steps": 50}), steady_episodes(8)
+    whole = extract_skills(config, episodes, LOW, HIGH, tmp_path / "whole")
     monkeypatch.setattr("training.skill_extraction.CHECKPOINT_STEPS", 20)
     update, calls = SkillLearner.update, []
 
@@ -156,7 +157,9 @@ def test_an_interrupted_stage_goes_on_from_its_checkpoint_to_the_same_number_of_
     with pytest.raises(Stopped):
         extract_skills(config, episodes, LOW, HIGH, tmp_path)
     first_rates, calls[:] = list(calls), []
-    extract_skills(config, episodes, LOW, HIGH, tmp_path)
+    torch.manual_seed(99)
+    parted = extract_skills(config, episodes, LOW, HIGH, tmp_path)
     assert len(calls) == 30  # from step 20, where the checkpoint stands
     assert calls[:13] == first_rates[20:]  # the learning rate goes on where it was
     assert json.loads((tmp_path / "skills.jsonl").read_text().splitlines()[-1])["at"] == 50
+    assert all(map(torch.equal, whole.parameters(), parted.parameters()))
