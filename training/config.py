@@ -67,6 +67,9 @@ class SkillConfig(Frozen):
         description="sample windows by exp(G / this), G what their episode would have earned at best in a training task; None: evenly",
     )
     learning_rate: float = Field(default=1e-3, gt=0)
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the networks' products in training; weights and losses are float32 either way"
+    )
 
     @model_validator(mode="after")
     def _decodes_within_the_window(self) -> Self:

@@ -73,14 +73,16 @@ class SkillLearner:
         steps = order[:, : config.decoded_steps]  # [B, K], no step twice
         rows = torch.arange(len(states), device=self.device)[:, None]
 
-        mean, std = model.encoder(states, actions)  # [B, Z]
-        skill = mean + std * torch.randn(mean.shape, device=self.device)
-        decoded = model.decoder(states[rows, steps], skill[:, None].expand(-1, config.decoded_steps, -1))
+        with torch.autocast(self.device, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            mean, std = (each.float() for each in model.encoder(states, actions))  # [B, Z]
+            skill = mean + std * torch.randn(mean.shape, device=self.device)
+            decoded = model.decoder(states[rows, steps], skill[:, None].expand(-1, config.decoded_steps, -1)).float()
+            prior = [each.float() for each in model.prior(states[:, 0])]
         # SPiRL equation 1, with the Gaussian likelihood of fixed variance as a mean squared error.
         reconstruction = functional.mse_loss(decoded, actions[rows, steps])
         regularisation = kl_to_standard(mean, std).mean()
         # The prior is fitted by KL(q || p), whose gradient in p is that of the likelihood of q's samples.
-        prior_fit = kl_divergence(mean.detach(), std.detach(), *model.prior(states[:, 0])).mean()
+        prior_fit = kl_divergence(mean.detach(), std.detach(), *prior).mean()
         loss = reconstruction + config.beta * regularisation + prior_fit
 
         self.optimizer.zero_grad(set_to_none=True)

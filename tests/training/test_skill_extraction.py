@@ -99,9 +99,9 @@ def test_the_prior_does_not_shape_the_skills():
     assert all(priors)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    config = tiny_config(skills={"steps": 600, "learning_rate": 3e-3, "beta": 1e-3})
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def trained(request, tmp_path_factory):
+    config = tiny_config(skills={"steps": 600, "learning_rate": 3e-3, "beta": 1e-3, "precision": request.param})
     run_dir = tmp_path_factory.mktemp("skills")
     return extract_skills(config, steady_episodes(), LOW, HIGH, run_dir), run_dir
 
@@ -131,6 +131,7 @@ def test_the_prior_knows_which_skills_a_state_is_used_with(trained):
 def test_a_trained_stage_is_not_trained_again(trained, tmp_path):
     model, run_dir = trained
     config = tiny_config(skills={"steps": 600, "learning_rate": 3e-3, "beta": 1e-3})
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
     before = (run_dir / "skills.safetensors").stat().st_mtime_ns
     again = extract_skills(config, steady_episodes(), LOW, HIGH, run_dir)
     assert (run_dir / "skills.safetensors").stat().st_mtime_ns == before
