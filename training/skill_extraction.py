@@ -105,6 +105,20 @@ def build_skill_model(
     )
 
 
+@torch.no_grad()
+def skill_share(model: SkillModel, windows: SkillWindows, generator: torch.Generator, states: int = 2000, draws: int = 16) -> float:
+    """Share of the variance of what is decoded that is the skill's: over skills of the prior in one state, of that over all states.
+
+    A decoder that sees where the robot is can do without the skill where data are clean, and a policy has then nothing to choose.
+    """
+    state = windows.sample(states, generator)[0][:, 0].cpu()  # [B, S]
+    mean, std = model.prior(state)
+    skill = mean[:, None] + std[:, None] * torch.randn(states, draws, mean.shape[-1], generator=generator)
+    decoded = model.decoder(state[:, None].expand(-1, draws, -1), skill)  # [B, draws, A]
+    varied = float(decoded.flatten(0, 1).var(0).mean())
+    return float(decoded.var(1).mean()) / varied if varied else 0.0
+
+
 def extract_skills(
     config: TrainingConfig,
     episodes: Sequence[Episode],

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.tiny import A, H, S, tiny_config
+from tests.training.tiny import A, H, S, known_skills, tiny_config, world_config
 from training.contract.errors import ConfigError
 from training.data import Episode
-from training.skill_extraction import SkillLearner, SkillWindows, build_skill_model, extract_skills
+from training.skill_extraction import SkillLearner, SkillWindows, build_skill_model, extract_skills, skill_share
 
 LOW, HIGH = np.array([-1.0, -0.5], np.float32), np.array([1.0, 0.5], np.float32)
 
@@ -126,6 +126,17 @@ def test_the_prior_knows_which_skills_a_state_is_used_with(trained):
     with torch.no_grad():
         decoded = model.decoder(states[:, 0], model.prior(states[:, 0])[0])
     assert (torch.sign(decoded) == torch.sign(actions[:, 0])).float().mean() > 0.95
+
+
+def test_how_much_of_what_is_done_is_the_skills(trained):
+    def share(model):
+        return skill_share(model, SkillWindows(steady_episodes(), H), torch.Generator().manual_seed(0))
+
+    assert share(trained[0]) < 0.02  # a state tells by its velocity which way it goes on
+    deciding = known_skills(world_config())
+    assert share(deciding) == pytest.approx(1, abs=0.01)
+    deciding.decoder.net[0].weight.data.zero_()
+    assert share(deciding) == 0
 
 
 def test_a_trained_stage_is_not_trained_again(trained, tmp_path):

@@ -258,6 +258,15 @@ def test_an_evaluation_with_other_settings_does_not_go_on_from_the_former(finish
     assert [json.loads(line)["at"] for line in lines] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(("share", "warned"), [(0.01, True), (0.3, False)])
+def test_skills_that_hardly_change_what_is_done_are_told_of(fresh, capsys, monkeypatch, share, warned):
+    monkeypatch.setattr("training.stages.skill_share", lambda *_: share)
+    assert fresh("collect") == fresh("skills") == 0
+    said = capsys.readouterr().err
+    assert f"{share:.1%} of the variance of actions is the skill's" in said
+    assert ("lower skills.beta" in said) == warned
+
+
 def test_unfinished_skills_are_refused(finished, fresh, capsys):
     assert fresh("skills") == 0
     (fresh.run_dir / "config.json").unlink()
