@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, get_origin
+from typing import Any, Final, Literal, Self, get_origin
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 
@@ -214,6 +214,9 @@ class EvaluateConfig(Frozen):
     )
 
 
+_CAME_LATER: Final = {("skills", "precision"): "float32"}
+
+
 class TrainingConfig(Frozen):
     """The whole pipeline of one domain."""
 
@@ -257,6 +260,18 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingCon
     except ValidationError as error:
         lines = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}{_hint(item)}" for item in error.errors())
         raise ConfigError(f"configuration {name_or_path!r}: {lines}") from error
+
+
+def digested(config: TrainingConfig) -> dict[str, Any]:
+    """A configuration as JSON for digests, which tell what was made with another one.
+
+    Settings that came after results were kept are left out while they have the value that all had before.
+    """
+    content = config.model_dump(mode="json")
+    for (section, name), before in _CAME_LATER.items():
+        if content[section][name] == before:
+            del content[section][name]
+    return content
 
 
 def incompatible_sections(old: dict[str, Any], config: TrainingConfig) -> list[str]:

@@ -3,11 +3,14 @@
 Networks alone are not enough: where rewards are rare, the replay holds the few episodes that found any, and contexts are made of the pool.
 """
 
+import logging
+import secrets
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -15,7 +18,13 @@ from training.context_pool import Collected, ContextPool
 from training.contract.errors import CheckpointCorrupt
 from training.replay import TaskReplay
 
+_log = logging.getLogger(__name__)
 _PREFIX: Final = "meta-experience-"
+
+
+def is_experience(file: Path) -> bool:
+    """Whether a file of a run's folder holds what was collected, which is of no use without its checkpoint."""
+    return file.name.startswith(_PREFIX)
 
 
 class Experience:
@@ -28,20 +37,32 @@ class Experience:
     def __init__(self, folder: Path, replay: TaskReplay, pool: ContextPool | None) -> None:
         self.folder, self.replay, self.pool = folder, replay, pool
 
-    def save(self, updates: int, generators: dict[str, Tensor]) -> None:
-        """Write all that was collected, and the states of the random ``generators``."""
+    def save(self, updates: int, generators: dict[str, Tensor]) -> str:
+        """Write all that was collected, and the states of the random ``generators``. Returns what its checkpoint calls it, for `load`.
+
+        On a disk that has no room for it, training goes on without.
+        """
         tensors = {f"replay/{name}": value for name, value in self.replay.held().items()}
         tensors |= {f"generator/{name}": state for name, state in generators.items()}
         if self.pool is not None:
             tensors |= {f"pool/{name}": value for name, value in _packed(self.pool.collected()).items()}
-        save_checkpoint(self._file(updates), modules={}, tensors=tensors)
+        name = secrets.token_hex(8)
+        try:
+            save_checkpoint(self._file(updates), modules={}, tensors=tensors, note={"name": name})
+        except (OSError, SafetensorError) as error:
+            for unfinished in self.folder.glob(f"{_PREFIX}*.partial"):
+                unfinished.unlink()
+            _log.warning("what was collected is not kept (%s): if meta-training is interrupted, it collects anew", error)
+        return name
 
-    def load(self, updates: int) -> dict[str, Tensor] | None:
+    def load(self, updates: int, name: str) -> dict[str, Tensor] | None:
         """Take up what was collected by then. Returns the generators' states; None where it was not kept. Raises CheckpointCorrupt."""
         file = self._file(updates)
         if not file.exists():
             return None
-        tensors = load_checkpoint(file, modules={})[0]
+        tensors, note = load_checkpoint(file, modules={})
+        if note.get("name") != name:  # left by another training in this folder
+            return None
         try:
             self.replay.hold(_below(tensors, "replay/"))
             if self.pool is not None:

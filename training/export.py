@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.belief import TrainedBelief
-from training.config import TrainingConfig
+from training.config import TrainingConfig, digested
 from training.contract.bundle import Bundle, GoldenVectors, write_bundle
 from training.contract.envelope import Envelope
 from training.contract.errors import BundleError
@@ -104,7 +104,7 @@ def export_bundle(
 
 def config_digest(config: TrainingConfig) -> str:
     """SHA-256 of a configuration."""
-    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(digested(config), sort_keys=True).encode()).hexdigest()
 
 
 def export_graphs(networks: MetaNetworks, spec: ModelSpec, belief: TrainedBelief | None = None) -> dict[str, ExportedGraph]:

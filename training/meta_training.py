@@ -74,7 +74,7 @@ class MetaTrainer:
 
         Without the experience that was kept beside it, episodes are collected anew, by the policy that it had come to.
         """
-        generators = None
+        note: dict[str, Any] = {}
         if self.checkpoint.exists():
             note = self._load(self.learner.optimizers())
             self.updates, self.epoch = int(note["updates"]), int(note["epoch"])
@@ -82,7 +82,7 @@ class MetaTrainer:
             self.learner.generator.manual_seed(self.config.seed + self.updates)
         if self.updates < self.config.meta.updates:
             self._add_demonstrations()
-            generators = self.experience.load(self.updates)
+            generators = self.experience.load(self.updates, note.get("experience", ""))
             if generators is None:
                 for _ in range(min(10, self.epoch)):
                     self.collect()
@@ -92,10 +92,9 @@ class MetaTrainer:
     def save(self) -> None:
         """Write the checkpoint, and beside it, until training is complete, what it goes on from."""
         complete = self.updates >= self.config.meta.updates
-        if not complete:
-            self.experience.save(self.updates, self._generators())
+        experience = "" if complete else self.experience.save(self.updates, self._generators())
         modules = self.networks.modules() | self.learner.coefficients()
-        note = {"updates": self.updates, "epoch": self.epoch, "meta": self.config.meta.model_dump(mode="json")}
+        note = {"updates": self.updates, "epoch": self.epoch, "meta": self.config.meta.model_dump(mode="json"), "experience": experience}
         save_checkpoint(self.checkpoint, modules=modules, optimizers=self.learner.optimizers(), note=note)
         self.experience.keep_only(None if complete else self.updates)
 

@@ -24,6 +24,7 @@ from training.dataset_folder import check_id
 from training.domains import Domain, open_domain
 from training.envelope import learn_envelope
 from training.evaluate import TargetProtocol, write_results
+from training.experience import is_experience
 from training.export import config_digest, export_bundle
 from training.finetuning import Finetuner, LearnerNetworks
 from training.meta_learner import MetaNetworks, posterior_means
@@ -40,10 +41,10 @@ from training.skill_extraction import SkillWindows, extract_skills, skill_share
 from training.statistics import bootstrap_interval, task_means
 
 PRIOR_EPISODES = 100
+"""Episodes by the skill prior alone that the `skills` stage measures and draws."""
 
 LEAST_SKILL_SHARE = 0.02
-"""Of the variance of actions: with 0.013 meta-training in the kitchen learned nothing, with 0.05 it did; the maze's skills have 0.47."""
-"""Episodes by the skill prior alone that the `skills` stage measures and draws."""
+"""Of the variance of actions: with 0.013 meta-training in the kitchen learned hardly anything, with 0.05 it did; the maze has 0.47."""
 
 
 class Run:
@@ -135,7 +136,8 @@ class Run:
         path, text = self.dir / "config.json", json.dumps(self.config.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
         if path.exists() and path.read_text() != text:
             changed = incompatible_sections(json.loads(path.read_text()), self.config)
-            if changed and any(self.dir.glob("*.safetensors")):
+            checkpoints = [file for file in self.dir.glob("*.safetensors") if not is_experience(file)]
+            if changed and checkpoints:
                 raise ConfigError(
                     f"{self.dir} holds a run with another {', '.join(changed)}; choose another folder with --run, or delete it"
                 )

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 
 from tests.training.tiny import tiny_config
-from training.config import TrainingConfig, incompatible_sections, load_config, presets
+from training.config import TrainingConfig, digested, incompatible_sections, load_config, presets
+from training.contract.bundle import Bundle
 from training.contract.errors import ConfigError
+from training.export import config_digest
 
 TEXT = """
 seed = 3
@@ -172,3 +176,13 @@ def test_a_value_that_is_no_longer_taken_parts_checkpoints_from_their_configurat
     old = load_config("kitchen").model_dump(mode="json")
     old["networks"]["encoder"] = "no longer known"
     assert incompatible_sections(old, load_config("kitchen")) == ["networks"]
+
+
+def test_a_setting_that_came_later_leaves_digests_alone_until_it_is_used():
+    """The committed bundle was made before it came, with this preset."""
+    assert "precision" not in digested(load_config("maze"))["skills"]
+    used = digested(load_config("maze", ["skills.precision=bfloat16"]))
+    assert used["skills"].pop("precision") == "bfloat16"
+    assert used == digested(load_config("maze"))
+    made_with = Bundle.load(Path(__file__).parents[2] / "bundles" / "maze").manifest.provenance.config_sha256
+    assert config_digest(load_config("maze")) == made_with

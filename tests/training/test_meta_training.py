@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from training.contract.errors import CheckpointCorrupt, ConfigError
 from training.data import Episode
 from training.meta_learner import MetaLearner, posterior_means
 from training.meta_training import MetaTrainer
+from training.replay import TaskReplay
 
 TASKS = [(1,), (-1,)]
 META = {
@@ -94,15 +98,18 @@ class Stopped(Exception):
     pass
 
 
+UPDATE = MetaLearner.update
+
+
 def stop_after(monkeypatch, updates):
     """Interrupt meta-training after so many updates, once."""
-    update, count = MetaLearner.update, [0]
+    count = [0]
 
     def stopping(learner, *replays, **options):
         count[0] += 1
         if count[0] == updates + 1:
             raise Stopped
-        return update(learner, *replays, **options)
+        return UPDATE(learner, *replays, **options)
 
     monkeypatch.setattr(MetaLearner, "update", stopping)
 
@@ -143,6 +150,33 @@ def test_without_what_it_had_collected_it_goes_on_from_its_networks_with_new_epi
     assert resumed.learner.judge_optimizer.state_dict()["state"][0]["step"] == 80
     resumed.run()
     assert resumed.updates == 160
+
+
+def test_what_another_training_left_in_the_folder_is_not_taken_up(tmp_path, monkeypatch):
+    stop_after(monkeypatch, 50)
+    for name in ("one", "other"):
+        with pytest.raises(Stopped):
+            trainer(tmp_path / name, updates=160).run()
+        stop_after(monkeypatch, 50)
+    shutil.copy(tmp_path / "one" / "meta-experience-40.safetensors", tmp_path / "other")
+    monkeypatch.setattr(TaskReplay, "hold", lambda *_: pytest.fail("took up what is not its own"))
+    trainer(tmp_path / "other", updates=160).resume()
+
+
+def test_a_disk_without_room_for_what_was_collected_takes_the_checkpoint_all_the_same(tmp_path, monkeypatch, caplog):
+    def full(path, **_):
+        path.with_suffix(".partial").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("training.experience.save_checkpoint", full)
+    stop_after(monkeypatch, 50)
+    with pytest.raises(Stopped):
+        trainer(tmp_path, updates=160).run()
+    assert "No space left on device" in caplog.text
+    assert kept_experience(tmp_path) == []
+    resumed = trainer(tmp_path, updates=160)
+    resumed.resume()
+    assert resumed.updates == 40
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda _: b""])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import TrainingConfig
+from training.config import TrainingConfig, digested
 from training.contract.errors import ConfigError
 from training.evaluate import TargetSession
 from training.methods.meta_stage import StartingPoint, needs_meta_training, starting_point
@@ -123,7 +123,7 @@ def _content(
 
 def _fingerprint(unit: Unit, config: TrainingConfig, setting: Setting) -> str:
     """Of everything that the results depend on, but not of how many episodes were asked for."""
-    content = config.model_dump(mode="json")
+    content = digested(config)
     content["evaluate"].pop("episodes")
     if not needs_meta_training(unit.method, setting, unit.meta_seed):
         content["meta"] = config.meta.policy_posterior_coefficient  # what networks that begin untrained begin with
