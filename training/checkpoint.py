@@ -47,7 +47,7 @@ def load_checkpoint(
             note = json.loads((file.metadata() or {}).get("note", "{}"))
             flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
         for name, module in modules.items():
-            module.load_state_dict(_below(flat, f"module/{name}/"))
+            module.load_state_dict(below(flat, f"module/{name}/"))
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointCorrupt(
@@ -55,11 +55,11 @@ def load_checkpoint(
         ) from error
     for name, optimizer in (optimizers or {}).items():
         states: dict[int, dict[str, Tensor]] = {}
-        for key, value in _below(flat, f"optimizer/{name}/").items():
+        for key, value in below(flat, f"optimizer/{name}/").items():
             index, entry = key.split("/")
             states.setdefault(int(index), {})[entry] = value
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return _below(flat, "tensor/"), note
+    return below(flat, "tensor/"), note
 
 
 def generator_states(generators: Mapping[str, torch.Generator], device: str) -> dict[str, Tensor]:
@@ -78,5 +78,6 @@ def set_generators(generators: Mapping[str, torch.Generator], states: Mapping[st
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def _below(flat: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(flat: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, by the rest of their names."""
     return {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, Literal, Self, get_origin
+from typing import Any, Literal, Self, get_origin
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError, model_validator
 
@@ -214,9 +214,6 @@ class EvaluateConfig(Frozen):
     )
 
 
-_CAME_LATER: Final = {("skills", "precision"): "float32"}
-
-
 class TrainingConfig(Frozen):
     """The whole pipeline of one domain."""
 
@@ -262,47 +259,6 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> TrainingCon
         raise ConfigError(f"configuration {name_or_path!r}: {lines}") from error
 
 
-def digested(config: TrainingConfig) -> dict[str, Any]:
-    """A configuration as JSON for digests, which tell what was made with another one.
-
-    Settings that came after results were kept are left out while they have the value that all had before.
-    """
-    content = config.model_dump(mode="json")
-    for (section, name), before in _CAME_LATER.items():
-        if content[section][name] == before:
-            del content[section][name]
-    return content
-
-
-def incompatible_sections(old: dict[str, Any], config: TrainingConfig) -> list[str]:
-    """Sections in which a configuration must not differ from that of the checkpoints it goes on from, and does.
-
-    ``old`` is a configuration as JSON, perhaps of an older version: settings that have come since had their defaults, and settings that are
-    gone do not count.
-    """
-    sections = ("domain", "collect", "features", "skills", "networks", "seed")
-    kept = {name: value for name, value in old.items() if name in (*sections, "data")}
-    try:
-        before = TrainingConfig.model_validate(_known(kept, TrainingConfig))
-    except ValidationError as error:  # a value that this version no longer takes, or a section that is missing
-        return sorted({str(item["loc"][0]) for item in error.errors()})
-    changed = [name for name in sections if getattr(before, name) != getattr(config, name)]
-    return changed if before.offline_data == config.offline_data else [*changed, "data"]
-
-
-def changed_meta_settings(old: dict[str, Any], config: MetaConfig) -> list[str]:
-    """Settings of meta-training, as ``meta.name``, in which a checkpoint's (``old``, as JSON) differ from a configuration's.
-
-    How many updates there are, and how often they are kept, may differ. Settings count as in `incompatible_sections`.
-    """
-    try:
-        before = MetaConfig.model_validate(_known(old, MetaConfig))
-    except ValidationError as error:
-        return sorted({f"meta.{item['loc'][0]}" for item in error.errors()})
-    names = MetaConfig.model_fields.keys() - {"updates", "checkpoint_epochs"}
-    return sorted(f"meta.{name}" for name in names if getattr(before, name) != getattr(config, name))
-
-
 def presets() -> list[str]:
     """Names of the presets."""
     return sorted(file.name.removesuffix(".toml") for file in resources.files("training.configs").iterdir() if file.name.endswith(".toml"))
@@ -319,14 +275,6 @@ def _read(name_or_path: str) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name_or_path} is no TOML: {error}") from error
-
-
-def _known(content: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    fields = {name: field.annotation for name, field in model.model_fields.items() if name in content}
-    return {
-        name: _known(content[name], kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else content[name]
-        for name, kind in fields.items()
-    }
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

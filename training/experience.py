@@ -5,6 +5,7 @@ Networks alone are not enough: where rewards are rare, the replay holds the few 
 
 import logging
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import below, load_checkpoint, save_checkpoint
 from training.context_pool import Collected, ContextPool
 from training.contract.errors import CheckpointCorrupt
 from training.replay import TaskReplay
@@ -28,17 +29,17 @@ def is_experience(file: Path) -> bool:
 
 
 class Experience:
-    """Files ``meta-experience-UPDATES.safetensors`` of a run's folder: what was collected when the checkpoint stood at so many updates.
+    """A file ``meta-experience-NAME.safetensors`` of a run's folder: what was collected by the checkpoint that has its name.
 
-    Each is written before its checkpoint and those of earlier ones are removed after it, so that whatever the checkpoint says, its own is
+    It is written before its checkpoint and those of earlier ones are removed after it, so that whatever the checkpoint says, its own is
     there.
     """
 
     def __init__(self, folder: Path, replay: TaskReplay, pool: ContextPool | None) -> None:
         self.folder, self.replay, self.pool = folder, replay, pool
 
-    def save(self, updates: int, generators: dict[str, Tensor]) -> str:
-        """Write all that was collected, and the states of the random ``generators``. Returns what its checkpoint calls it, for `load`.
+    def save(self, generators: Mapping[str, Tensor]) -> str:
+        """Write all that was collected, and the states of the random ``generators``. Returns the name.
 
         On a disk that has no room for it, training goes on without.
         """
@@ -46,40 +47,38 @@ class Experience:
         tensors |= {f"generator/{name}": state for name, state in generators.items()}
         if self.pool is not None:
             tensors |= {f"pool/{name}": value for name, value in _packed(self.pool.collected()).items()}
-        name = secrets.token_hex(8)
+        name = secrets.token_hex(4)
         try:
-            save_checkpoint(self._file(updates), modules={}, tensors=tensors, note={"name": name})
+            save_checkpoint(self._file(name), modules={}, tensors=tensors)
         except (OSError, SafetensorError) as error:
             for unfinished in self.folder.glob(f"{_PREFIX}*.partial"):
                 unfinished.unlink()
             _log.warning("what was collected is not kept (%s): if meta-training is interrupted, it collects anew", error)
         return name
 
-    def load(self, updates: int, name: str) -> dict[str, Tensor] | None:
-        """Take up what was collected by then. Returns the generators' states; None where it was not kept. Raises CheckpointCorrupt."""
-        file = self._file(updates)
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """Take up what was collected. Returns the generators' states; None where it was not kept. Raises CheckpointCorrupt."""
+        file = self._file(name)
         if not file.exists():
             return None
-        tensors, note = load_checkpoint(file, modules={})
-        if note.get("name") != name:  # left by another training in this folder
-            return None
+        tensors = load_checkpoint(file, modules={})[0]
         try:
-            self.replay.hold(_below(tensors, "replay/"))
+            self.replay.hold(below(tensors, "replay/"))
             if self.pool is not None:
-                for each in _unpacked(_below(tensors, "pool/")):
+                for each in _unpacked(below(tensors, "pool/")):
                     self.pool.add(each)
         except (KeyError, RuntimeError) as error:
             raise CheckpointCorrupt(f"{file} is of another training ({error}): delete it, and episodes are collected anew") from error
-        return _below(tensors, "generator/")
+        return below(tensors, "generator/")
 
-    def keep_only(self, updates: int | None) -> None:
-        """Remove the files of all other updates; of all (None), once training is complete."""
+    def keep_only(self, name: str | None) -> None:
+        """Remove the files of all other names; of all (None), once training is complete."""
         for file in self.folder.glob(f"{_PREFIX}*"):
-            if updates is None or file != self._file(updates):
+            if name is None or file != self._file(name):
                 file.unlink()
 
-    def _file(self, updates: int) -> Path:
-        return self.folder / f"{_PREFIX}{updates}.safetensors"
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{_PREFIX}{name}.safetensors"
 
 
 def _packed(collected: list[Collected]) -> dict[str, Tensor]:
@@ -97,7 +96,3 @@ def _unpacked(tensors: dict[str, Tensor]) -> list[Collected]:
     tasks, rows, paths = tensors["counts"].T
     each = zip(tasks.tolist(), tensors["rows"].split(rows.tolist()), tensors["paths"].split(paths.tolist()), strict=True)
     return [Collected(task, row.numpy(), path.numpy()) for task, row, path in each]
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.belief import TrainedBelief
-from training.config import TrainingConfig, digested
+from training.config import TrainingConfig
+from training.config_comparison import digested
 from training.contract.bundle import Bundle, GoldenVectors, write_bundle
 from training.contract.envelope import Envelope
 from training.contract.errors import BundleError

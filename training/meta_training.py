@@ -1,6 +1,5 @@
 """Stage 2: skill-based meta-training over the training tasks (SiMPL, section 4.2, on PEARL): episodes, replay, checkpoints."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import generator_states, load_checkpoint, save_checkpoint, set_generators
-from training.config import TrainingConfig, changed_meta_settings
+from training.config import TrainingConfig
+from training.config_comparison import changed_meta_settings
 from training.context_pool import Collected, ContextPool
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
@@ -82,30 +82,24 @@ class MetaTrainer:
             self.learner.generator.manual_seed(self.config.seed + self.updates)
         if self.updates < self.config.meta.updates:
             self._add_demonstrations()
-            generators = self.experience.load(self.updates, note.get("experience", ""))
+            generators = self.experience.load(note.get("experience", ""))
             if generators is None:
                 for _ in range(min(10, self.epoch)):
                     self.collect()
             else:
-                self._set_generators(generators)
+                set_generators({"learner": self.learner.generator}, generators, self.learner.device)
+                self.rng.bit_generator.state = note["rng"]
 
     def save(self) -> None:
         """Write the checkpoint, and beside it, until training is complete, what it goes on from."""
-        complete = self.updates >= self.config.meta.updates
-        experience = "" if complete else self.experience.save(self.updates, self._generators())
+        note = {"updates": self.updates, "epoch": self.epoch, "meta": self.config.meta.model_dump(mode="json")}
+        experience = None
+        if self.updates < self.config.meta.updates:
+            experience = self.experience.save(generator_states({"learner": self.learner.generator}, self.learner.device))
+            note |= {"experience": experience, "rng": self.rng.bit_generator.state}
         modules = self.networks.modules() | self.learner.coefficients()
-        note = {"updates": self.updates, "epoch": self.epoch, "meta": self.config.meta.model_dump(mode="json"), "experience": experience}
         save_checkpoint(self.checkpoint, modules=modules, optimizers=self.learner.optimizers(), note=note)
-        self.experience.keep_only(None if complete else self.updates)
-
-    def _generators(self) -> dict[str, Tensor]:
-        numpy = json.dumps(self.rng.bit_generator.state).encode()
-        states = generator_states({"learner": self.learner.generator}, self.learner.device)
-        return states | {"numpy": torch.frombuffer(bytearray(numpy), dtype=torch.uint8)}
-
-    def _set_generators(self, states: Mapping[str, Tensor]) -> None:
-        set_generators({"learner": self.learner.generator}, states, self.learner.device)
-        self.rng.bit_generator.state = json.loads(states["numpy"].numpy().tobytes())
+        self.experience.keep_only(experience)
 
     def load_networks(self) -> int:
         """Take networks and KL coefficients from the checkpoint. Returns after how many updates it was written.

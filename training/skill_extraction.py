@@ -141,10 +141,10 @@ def extract_skills(
     if checkpoint.exists():
         states, note = load_checkpoint(checkpoint, modules={"model": learner.model}, optimizers={"adam": learner.optimizer})
         done = int(note["steps"])
-        if not states:  # of an earlier version
-            generator.manual_seed(config.seed + done)
-        else:
+        if states:
             set_generators({"windows": generator}, states, device)
+        else:  # a checkpoint of an earlier version has none
+            generator.manual_seed(config.seed + done)
     total = config.skills.steps
     with RunLog(run_dir, "skills", total, resumed_at=done) as log:
         for step, metrics in _updates(learner, windows, generator, done, total):

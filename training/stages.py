@@ -15,7 +15,8 @@ from rich.console import Console
 
 from training.belief import BeliefTrainer, TrainedBelief
 from training.checkpoint import load_checkpoint
-from training.config import TrainingConfig, incompatible_sections
+from training.config import TrainingConfig
+from training.config_comparison import incompatible_sections
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
 from training.contract.spec import MANIFEST

@@ -129,6 +129,12 @@ def mentioning(path: Path) -> list[int]:
     return [pid for pid, line in lines.items() if str(path) in line]
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal (proc(5), SigCgt)."""
+    caught = re.search(r"SigCgt:\s*(\w+)", _read(Path(f"/proc/{pid}/status")))
+    return caught is not None and bool(int(caught.group(1), 16) >> (number - 1) & 1)
+
+
 def await_end(pids: list[int], timeout_s: float = 15.0) -> None:
     """Wait until none of the processes is left; raises AssertionError naming those that are."""
     deadline = time.monotonic() + timeout_s

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.service.running import (
     Remote,
     RunningService,
     await_end,
+    catches,
     clean_environment,
     command,
     descendants,
@@ -226,6 +228,21 @@ def test_a_learner_killed_in_the_middle_of_a_job_is_started_again_and_finishes_i
         assert len(service.pids) == 5
         assert service.stop() == 0
         await_end(service.pids)
+
+
+def test_a_learner_ends_without_taking_itself_apart(tiny_bundle: Bundle, redis_server: str, tmp_path: Path) -> None:
+    """That waits for processor time on a busy machine; here it would take ten minutes."""
+    (tmp_path / "sitecustomize.py").write_text("import atexit, time\natexit.register(time.sleep, 600)\n")
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path), "SKILLET_REDIS_URL": redis_server}
+    learner = subprocess.Popen([sys.executable, "-m", "service.worker", "--bundle", str(tiny_bundle.path)], env=environment)
+    try:
+        while not catches(learner.pid, signal.SIGTERM):
+            assert learner.poll() is None
+        learner.terminate()
+        assert learner.wait(60) == 0
+    finally:
+        learner.kill()
+        learner.wait()
 
 
 def test_stopping_while_a_learner_works_leaves_no_process_and_the_work_goes_on_after(tiny_bundle: Bundle, tmp_path: Path) -> None:

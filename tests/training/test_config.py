@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from tests.training.tiny import tiny_config
-from training.config import TrainingConfig, digested, incompatible_sections, load_config, presets
+from training.config import TrainingConfig, load_config, presets
+from training.config_comparison import digested, incompatible_sections
 from training.contract.bundle import Bundle
 from training.contract.errors import ConfigError
 from training.export import config_digest

@@ -1,7 +1,4 @@
-import errno
 import json
-import os
-import shutil
 
 import numpy as np
 import pytest
@@ -10,11 +7,10 @@ import torch
 from tests.training.tiny import A, E, H, S, known_skills, world_config
 from tests.training.worlds import TwoSidedWorld
 from training import meta_learner
-from training.contract.errors import CheckpointCorrupt, ConfigError
+from training.contract.errors import ConfigError
 from training.data import Episode
 from training.meta_learner import MetaLearner, posterior_means
 from training.meta_training import MetaTrainer
-from training.replay import TaskReplay
 
 TASKS = [(1,), (-1,)]
 META = {
@@ -92,102 +88,6 @@ def test_the_coefficients_have_risen_or_stayed(trained):
     for name, coefficient in made.learner.coefficients().items():
         assert (coefficient() >= getattr(config, f"{name}_coefficient") * 0.9999).all()
     assert made.learner.encoder_posterior().shape == (6,)
-
-
-class Stopped(Exception):
-    pass
-
-
-UPDATE = MetaLearner.update
-
-
-def stop_after(monkeypatch, updates):
-    """Interrupt meta-training after so many updates, once."""
-    count = [0]
-
-    def stopping(learner, *replays, **options):
-        count[0] += 1
-        if count[0] == updates + 1:
-            raise Stopped
-        return UPDATE(learner, *replays, **options)
-
-    monkeypatch.setattr(MetaLearner, "update", stopping)
-
-
-def kept_experience(run_dir):
-    return sorted(file.name for file in run_dir.glob("meta-experience-*"))
-
-
-@pytest.mark.parametrize("options", [{}, {"context_pool": 7, "relabelled_episodes": 2}])
-def test_an_interrupted_training_goes_on_as_if_it_never_had_been(tmp_path, monkeypatch, options):
-    options |= {"updates": 160}
-    whole = trainer(tmp_path / "whole", **options).run()
-    stop_after(monkeypatch, 5 * 20 + 3)
-    with pytest.raises(Stopped):
-        trainer(tmp_path / "cut", **options).run()
-    assert kept_experience(tmp_path / "cut") == ["meta-experience-80.safetensors"]
-    torch.manual_seed(99)
-    resumed = trainer(tmp_path / "cut", **options)
-    parted = resumed.run()
-    assert (resumed.updates, kept_experience(tmp_path / "cut")) == (160, [])
-    for name, module in whole.modules().items():
-        for one, same in zip(module.state_dict().values(), parted.modules()[name].state_dict().values(), strict=True):
-            assert torch.equal(one, same), name
-    returns = [[line["posterior_return"] for line in report(tmp_path / run)] for run in ("whole", "cut")]
-    assert returns[0] == returns[1]
-
-
-def test_without_what_it_had_collected_it_goes_on_from_its_networks_with_new_episodes(tmp_path, monkeypatch):
-    stop_after(monkeypatch, 5 * 20 + 3)
-    with pytest.raises(Stopped):
-        trainer(tmp_path, updates=160).run()
-    (experience,) = tmp_path.glob("meta-experience-*")
-    experience.unlink()
-    resumed = trainer(tmp_path, updates=160)
-    resumed.resume()
-    assert (resumed.updates, resumed.epoch) == (80, 4)  # the checkpoint of the fourth epoch
-    assert [resumed.replay.size(task) > 0 for task in (0, 1)] == [True, True]
-    assert resumed.learner.judge_optimizer.state_dict()["state"][0]["step"] == 80
-    resumed.run()
-    assert resumed.updates == 160
-
-
-def test_what_another_training_left_in_the_folder_is_not_taken_up(tmp_path, monkeypatch):
-    stop_after(monkeypatch, 50)
-    for name in ("one", "other"):
-        with pytest.raises(Stopped):
-            trainer(tmp_path / name, updates=160).run()
-        stop_after(monkeypatch, 50)
-    shutil.copy(tmp_path / "one" / "meta-experience-40.safetensors", tmp_path / "other")
-    monkeypatch.setattr(TaskReplay, "hold", lambda *_: pytest.fail("took up what is not its own"))
-    trainer(tmp_path / "other", updates=160).resume()
-
-
-def test_a_disk_without_room_for_what_was_collected_takes_the_checkpoint_all_the_same(tmp_path, monkeypatch, caplog):
-    def full(path, **_):
-        path.with_suffix(".partial").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr("training.experience.save_checkpoint", full)
-    stop_after(monkeypatch, 50)
-    with pytest.raises(Stopped):
-        trainer(tmp_path, updates=160).run()
-    assert "No space left on device" in caplog.text
-    assert kept_experience(tmp_path) == []
-    resumed = trainer(tmp_path, updates=160)
-    resumed.resume()
-    assert resumed.updates == 40
-
-
-@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda _: b""])
-def test_damaged_experience_is_named(tmp_path, monkeypatch, damage):
-    stop_after(monkeypatch, 50)
-    with pytest.raises(Stopped):
-        trainer(tmp_path, updates=160).run()
-    (experience,) = tmp_path.glob("meta-experience-*")
-    experience.write_bytes(damage(experience.read_bytes()))
-    with pytest.raises(CheckpointCorrupt, match=r"meta-experience-40\.safetensors is cut, damaged"):
-        trainer(tmp_path, updates=160).resume()
 
 
 def test_a_finished_training_is_not_trained_again(trained, monkeypatch):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import TrainingConfig, digested
+from training.config import TrainingConfig
+from training.config_comparison import digested
 from training.contract.errors import ConfigError
 from training.evaluate import TargetSession
 from training.methods.meta_stage import StartingPoint, needs_meta_training, starting_point
