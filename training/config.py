@@ -122,6 +122,13 @@ class MetaConfig(Frozen):
     demonstrations: int = Field(
         default=0, ge=0, description="offline episodes of each task, those that earn most in it, of which half of the contexts hold a share"
     )
+    replayed_demonstrations: bool = Field(
+        default=False, description="whether the demonstrations that earn most in a task are in its replay from the first update on"
+    )
+    imitation: float = Field(
+        default=0.0, ge=0, description="weight of imitating, in each task under its posterior, the skills of those demonstrations, at first"
+    )
+    imitation_updates: int = Field(default=9600, gt=0, description="updates in which that weight falls to nothing, linearly")
     relabelled_episodes: int = Field(
         default=4, ge=0, description="episodes of other tasks, an epoch and task, added with the rewards that they would have earned in it"
     )

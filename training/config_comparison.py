@@ -6,7 +6,12 @@ from pydantic import BaseModel, ValidationError
 
 from training.config import MetaConfig, TrainingConfig
 
-_CAME_LATER: Final = {("skills", "precision"): "float32"}
+_CAME_LATER: Final = {
+    ("skills", "precision"): "float32",
+    ("meta", "replayed_demonstrations"): False,
+    ("meta", "imitation"): 0.0,
+    ("meta", "imitation_updates"): 9600,
+}
 """Settings that came after results were kept, with the value that all had before."""
 
 

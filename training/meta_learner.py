@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.config import MetaConfig, NetworkConfig
 from training.contract.context import ContextLayout
+from training.demonstrations import ImitatedSkills
 from training.networks.blocks import kl_to_standard
 from training.networks.critic import SkillCritic
 from training.networks.meta_policy import MetaPolicy
@@ -72,6 +73,8 @@ class MetaLearner:
 
     def __init__(self, networks: MetaNetworks, config: MetaConfig, tasks: int, seed: int, device: str = "cpu") -> None:
         self.networks, self.config, self.device = networks.to(device), config, device
+        self.imitated: ImitatedSkills | None = None
+        """What the policy imitates in each task, under its posterior."""
         self.generator = torch.Generator().manual_seed(seed)
         self.encoder_prior = Coefficients(config.encoder_prior_coefficient, config.encoder_prior_target)
         self.encoder_posterior = Coefficients(config.encoder_posterior_coefficient, config.encoder_posterior_target, tasks)
@@ -105,10 +108,13 @@ class MetaLearner:
         limit = math.inf if self.config.return_bound_updates is None else self.config.return_bound_updates
         return limit if self.config.return_bound else 0
 
-    def update(self, replay: TaskReplay, contexts: ContextSource, *, return_bound: bool = True, blind: bool = False) -> dict[str, Tensor]:
+    def update(
+        self, replay: TaskReplay, contexts: ContextSource, *, return_bound: bool = True, blind: bool = False, imitation: float = 0.0
+    ) -> dict[str, Tensor]:
         """One step of critics and encoder, actor, and coefficients. Returns detached scalar metrics.
 
-        ``blind``: all embeddings come from N(0, I), so that policy and critics learn what is of use in all tasks.
+        ``blind``: all embeddings come from N(0, I), so that policy and critics learn what is of use in all tasks. ``imitation``: weight of
+        imitating what is `imitated`, in the losses of the actor and of the encoder, as the skills tell tasks apart too; not while blind.
         """
         config, networks = self.config, self.networks
         tasks, few, many = self._choose_tasks(replay)
@@ -128,10 +134,17 @@ class MetaLearner:
         judged = critic_loss(batch, embedding, networks.critic, target)
         encoder_kl = kl_to_standard(mean, std)  # [T]
         weight = torch.cat([self.encoder_prior().expand(len(few)), self.encoder_posterior()[many]])
-        step(self.judge_optimizer, judged + (weight * encoder_kl).mean())
+        judge_loss = judged + (weight * encoder_kl).mean()
+        imitated = self._imitated(many) if imitation and not blind else None
+        if imitated is not None:
+            judge_loss = judge_loss + imitation * self._imitation(*imitated, mean[len(few) :], std[len(few) :])
+        step(self.judge_optimizer, judge_loss)
 
         improvement, policy_kl, _ = actor_terms(batch, embedding.detach(), networks.policy, networks.critic)
-        step(self.actor_optimizer, (improvement + alpha * policy_kl).mean())
+        actor_loss = (improvement + alpha * policy_kl).mean()
+        if imitated is not None:
+            actor_loss = actor_loss + imitation * self._imitation(*imitated, mean[len(few) :].detach(), std[len(few) :].detach())
+        step(self.actor_optimizer, actor_loss)
 
         prior_kl, posterior_kl = policy_kl[is_prior].mean(), policy_kl[~is_prior].mean()
         dual = self.policy_posterior.loss(posterior_kl) + self.encoder_posterior.loss(
@@ -149,6 +162,22 @@ class MetaLearner:
             "encoder_kl": encoder_kl[len(few) :].detach().mean(),
             "alpha": self.policy_posterior().mean(),
         }
+
+    def _imitated(self, tasks: list[int]) -> tuple[list[int], Tensor, Tensor] | None:
+        """Demonstrated states [K, B, S] and skills [K, B, Z], and of which of the ``tasks`` they are [K]; None where there are none."""
+        known = [] if self.imitated is None else [index for index, task in enumerate(tasks) if task in self.imitated.known]
+        if self.imitated is None or not known:
+            return None
+        states, skills = self.imitated.sample([tasks[index] for index in known], self.config.batch_per_task, self.generator)
+        return known, states.to(self.device), skills.to(self.device)
+
+    def _imitation(self, known: list[int], states: Tensor, skills: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """-log pi(z | s, e) of what `_imitated` gives, e drawn from the tasks' posteriors (mean and std [T, E]); a scalar."""
+        drawn = torch.randn(*states.shape[:2], mean.shape[-1], device=self.device)
+        embedding = mean[known, None] + std[known, None] * drawn
+        policy_mean, policy_std, _, _ = self.networks.policy(states.flatten(0, 1), embedding.flatten(0, 1))
+        chosen = torch.distributions.Normal(policy_mean, policy_std, validate_args=False)
+        return -chosen.log_prob(skills.flatten(0, 1)).sum(-1).mean()
 
     def _choose_tasks(self, replay: TaskReplay) -> tuple[list[int], list[int], list[int]]:
         known = [task for task in range(len(replay.added)) if replay.added[task]]

@@ -15,6 +15,7 @@ from training.context_pool import Collected, ContextPool
 from training.contract.context import ContextLayout, Floats
 from training.contract.errors import ConfigError
 from training.data import Episode
+from training.demonstrations import ImitatedSkills, Judged, as_transitions, best_demonstrations
 from training.experience import Experience
 from training.meta_learner import ContextSource, MetaLearner, MetaNetworks, posterior_means
 from training.networks.skill_model import SkillModel
@@ -45,6 +46,10 @@ class MetaTrainer:
             raise ConfigError(
                 f"meta.demonstrations is {config.meta.demonstrations}, and there is no pool that contexts with them are made of: "
                 "set meta.context_pool too, e.g. to 600"
+            )
+        if (config.meta.imitation or config.meta.replayed_demonstrations) and not config.meta.demonstrations:
+            raise ConfigError(
+                "meta.imitation and meta.replayed_demonstrations take demonstrations, and meta.demonstrations is 0: set it too, e.g. to 60"
             )
         torch.manual_seed(config.seed)
         self.config, self.simulator, self.tasks, self.run_dir, self.offline = config, simulator, list(tasks), run_dir, offline
@@ -84,6 +89,7 @@ class MetaTrainer:
             self._add_demonstrations()
             generators = self.experience.load(note.get("experience", ""))
             if generators is None:
+                self._replay_demonstrations()
                 for _ in range(min(10, self.epoch)):
                     self.collect()
             else:
@@ -167,12 +173,35 @@ class MetaTrainer:
                 self.replay.add(task, candidates[chosen].rows)
 
     def _add_demonstrations(self) -> None:
-        """Let contexts be made of demonstrations too; in the replay, critics learn from them to expect what the policy never reaches."""
+        """Let contexts be made of demonstrations too, and the policy imitate those that earn most."""
         count = self.config.meta.demonstrations
         if self.pool is not None and count:
             self.networks.to("cpu")  # offline episodes are there
-            self.pool.demonstrate(self.relabeller.demonstrations(self.networks.skills, self.offline, count, self.config.seed))
+            skills, horizon = self.networks.skills, self.config.skills.horizon
+            self.pool.demonstrate(self.relabeller.demonstrations(skills, self.offline, count, self.config.seed))
+            if self.config.meta.imitation:
+                self.learner.imitated = ImitatedSkills(skills, self._best_demonstrations(), horizon)
             self.networks.to(self.learner.device)
+
+    def _replay_demonstrations(self) -> None:
+        """Let critics learn from the demonstrations that earn most in each task."""
+        if self.config.meta.replayed_demonstrations:
+            self.networks.to("cpu")
+            generator = torch.Generator().manual_seed(self.config.seed)
+            for task, chosen in enumerate(self._best_demonstrations()):
+                for judged in chosen:
+                    rows = as_transitions(self.networks.skills, judged, self.layout, self.config.skills.horizon, generator)
+                    self.replay.add(task, rows)
+            self.networks.to(self.learner.device)
+
+    def _best_demonstrations(self) -> list[list[Judged]]:
+        count, horizon = self.config.meta.demonstrations, self.config.skills.horizon
+        return best_demonstrations(self.simulator, self.tasks, self.offline, count=count, horizon=horizon)
+
+    def _imitation(self) -> float:
+        """The weight of imitation now; it falls linearly to none."""
+        config = self.config.meta
+        return config.imitation * max(0.0, 1 - self.updates / config.imitation_updates)
 
     def run(self) -> MetaNetworks:
         """Train until the configured number of updates; resumable."""
@@ -184,8 +213,8 @@ class MetaTrainer:
                 metrics: list[dict[str, Tensor]] = []
                 for _ in range(min(config.updates_per_epoch, config.updates - self.updates)):
                     bounded = self.updates < self.learner.bounded_updates
-                    blind = self.updates < config.blind_updates
-                    metrics.append(self.learner.update(self.replay, self.contexts, return_bound=bounded, blind=blind))
+                    blind, imitation = self.updates < config.blind_updates, self._imitation()
+                    metrics.append(self.learner.update(self.replay, self.contexts, return_bound=bounded, blind=blind, imitation=imitation))
                     self.updates += 1
                     log.advance(self.updates)
                 self.epoch += 1

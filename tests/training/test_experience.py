@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from tests.training.test_meta_training import report, trainer
+from tests.training.test_meta_training import demonstrated, report, trainer
 from training.contract.errors import CheckpointCorrupt
 from training.meta_learner import MetaLearner
 
@@ -53,6 +53,18 @@ def test_an_interrupted_training_goes_on_as_if_it_never_had_been(tmp_path, monke
             assert torch.equal(one, same), name
     returns = [[line["posterior_return"] for line in report(tmp_path / run)] for run in ("whole", "cut")]
     assert returns[0] == returns[1]
+
+
+def test_an_interrupted_training_with_demonstrations_goes_on_as_if_it_never_had_been(tmp_path, monkeypatch):
+    options = {"context_pool": 7, "replayed_demonstrations": True, "imitation": 0.1, "updates": 160, "updates_per_epoch": 20}
+    whole = demonstrated(tmp_path / "whole", **options)[0].run()
+    stop_after(monkeypatch, 5 * 20 + 3)
+    with pytest.raises(Stopped):
+        demonstrated(tmp_path / "cut", **options)[0].run()
+    parted = demonstrated(tmp_path / "cut", **options)[0].run()
+    for name, module in whole.modules().items():
+        for one, same in zip(module.state_dict().values(), parted.modules()[name].state_dict().values(), strict=True):
+            assert torch.equal(one, same), name
 
 
 def test_without_what_it_had_collected_it_goes_on_from_its_networks_with_new_episodes(tmp_path, monkeypatch):

@@ -240,6 +240,7 @@ def demonstrated(tmp_path, **changed):
     walk = np.zeros((2 * H + 1, S), np.float32)
     walk[:, 0] = np.linspace(0, 1.5, len(walk))  # to the right, where the first task's goal is
     offline = [Episode(walk, np.zeros((2 * H, A), np.float32))]
+    torch.manual_seed(0)
     return MetaTrainer(config, known_skills(config), TwoSidedWorld(end=1.3), TASKS, tmp_path, offline=offline), walk
 
 
@@ -258,6 +259,35 @@ def test_contexts_hold_the_demonstrations_that_a_task_rewards_and_the_replay_non
 def test_demonstrations_without_a_pool_of_contexts_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"set meta\.context_pool too"):
         demonstrated(tmp_path)
+
+
+def test_the_policy_imitates_what_demonstrations_do_in_each_task(tmp_path):
+    made, walk = demonstrated(tmp_path, context_pool=10, imitation=1.0, updates=200, updates_per_epoch=50)
+    made.run()
+    states = torch.from_numpy(walk[[0, H]])
+    with torch.no_grad():
+        wanted, _ = made.networks.skills.encoder(torch.from_numpy(np.stack([walk[:H], walk[H : 2 * H]])), torch.zeros(2, H, A))
+        embedding, _ = made.networks.encoder(*made.contexts.sample_context([0], 64, made.learner.generator))
+        mean, _, prior_mean, _ = made.networks.policy(states, embedding.expand(2, -1))
+    assert made.learner.imitated is not None
+    assert made.learner.imitated.known == {0}
+    assert (mean - wanted).norm() < 0.5 * (prior_mean - wanted).norm()
+
+
+def test_critics_learn_from_the_demonstrations_that_earn_something(tmp_path):
+    made, walk = demonstrated(tmp_path, context_pool=10, replayed_demonstrations=True, checkpoint_epochs=1)
+    made.run()
+    rows = made.replay.rows[0, : made.replay.size(0)]
+    np.testing.assert_array_equal(rows[:2, 0], walk[[0, H - 1], 0])  # the world ends after 2 H - 1 steps
+    assert rows[:2, made.layout.reward].tolist() == [0.0, 1.0]
+    assert rows[1, made.layout.terminated] == 1.0
+    assert not made.replay.rows[1, : made.replay.size(1), made.layout.reward].any()
+
+
+@pytest.mark.parametrize("setting", [{"imitation": 0.1}, {"replayed_demonstrations": True}])
+def test_what_takes_demonstrations_is_refused_without_them(tmp_path, setting):
+    with pytest.raises(ConfigError, match=r"meta\.demonstrations is 0"):
+        demonstrated(tmp_path, demonstrations=0, **setting)
 
 
 def test_the_same_seed_trains_the_same_networks(tmp_path):
