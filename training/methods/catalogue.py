@@ -14,7 +14,15 @@ from training.methods.simpl_learner import OneStepATransition
 
 SKILLET: Final = Method("skillet", "Skillet", "this project's own method", meta="skillet")
 
-_UNAIDED: Final = {"relabelled_episodes": 0, "demonstrations": 0, "context_pool": 0, "blind_updates": 0, "prior_context": 4}
+_UNAIDED: Final = {
+    "relabelled_episodes": 0,
+    "demonstrations": 0,
+    "replayed_demonstrations": False,
+    "imitation": 0.0,
+    "context_pool": 0,
+    "blind_updates": 0,
+    "prior_context": 4,
+}
 """Without what Skillet adds to the data and contexts of meta-training."""
 
 _OWN_LOSSES_ONLY: Final = {
