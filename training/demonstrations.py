@@ -112,6 +112,7 @@ class _Imitated:
     @torch.no_grad()
     def of(cls, skills: SkillModel, chosen: Sequence[Judged], horizon: int) -> "_Imitated":
         states, means, stds, weights = [], [], [], []
+        most = max(judged.earned for judged in chosen)
         for judged in chosen:
             last = len(judged.episode) - horizon
             starts = [start for start in (*range(0, last, horizon), last) if start <= judged.last_reward]
@@ -120,7 +121,7 @@ class _Imitated:
             states.append(windows[:, 0])
             means.append(mean)
             stds.append(std)
-            weights.append(torch.full((len(starts),), float(np.exp(judged.earned / RETURN_TEMPERATURE))))
+            weights.append(torch.full((len(starts),), float(np.exp((judged.earned - most) / RETURN_TEMPERATURE))))
         return cls(*(torch.cat(parts) for parts in (states, means, stds, weights)))
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

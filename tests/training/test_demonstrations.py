@@ -42,7 +42,7 @@ def test_only_the_demonstrations_that_earn_most_are_imitated_and_the_better_of_t
     class Graded(PayingWorld):
         def judge(self, path, tasks):
             rewards = np.zeros((1, len(path) - 1), np.float32)
-            rewards[0, -1] = {0: 2.0, 100: 1.5, 200: 1.0}[int(path[0, 0])]
+            rewards[0, -1] = {0: 1001.0, 100: 1000.5, 200: 1000.0}[int(path[0, 0])]
             return rewards, np.array([len(path) - 1]), np.array([False])
 
     drawn = np.array(starts(imitated([0], [worst, worse, better], world=Graded(100), count=2), 0, drawn=4000))
