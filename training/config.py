@@ -123,7 +123,7 @@ class MetaConfig(Frozen):
         default=0, ge=0, description="offline episodes of each task, those that earn most in it, of which half of the contexts hold a share"
     )
     replayed_demonstrations: bool = Field(
-        default=False, description="whether the demonstrations that earn most in a task are in its replay from the first update on"
+        default=False, description="whether a task's replay begins with the demonstrations that earn most in it"
     )
     imitation: float = Field(
         default=0.0, ge=0, description="weight of imitating, in each task under its posterior, the skills of those demonstrations, at first"

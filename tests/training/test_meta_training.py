@@ -1,3 +1,4 @@
+import copy
 import json
 
 import numpy as np
@@ -272,6 +273,32 @@ def test_the_policy_imitates_what_demonstrations_do_in_each_task(tmp_path):
     assert made.learner.imitated is not None
     assert made.learner.imitated.known == {0}
     assert (mean - wanted).norm() < 0.5 * (prior_mean - wanted).norm()
+
+
+def test_the_weight_of_imitation_falls_to_nothing(tmp_path, monkeypatch):
+    made, _ = demonstrated(tmp_path, context_pool=10, imitation=0.4, imitation_updates=4, updates=6)
+    weights, update = [], MetaLearner.update
+
+    def noting(learner, *replays, **options):
+        weights.append(options["imitation"])
+        return update(learner, *replays, **options)
+
+    monkeypatch.setattr(MetaLearner, "update", noting)
+    made.run()
+    assert weights == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.0, 0.0])
+
+
+def test_imitation_trains_the_task_encoder_too(tmp_path, monkeypatch):
+    made, _ = demonstrated(tmp_path, context_pool=10, imitation=1.0, updates=20)  # a policy at the prior does not look at the task yet
+    made.run()
+    other = copy.deepcopy(made.learner)
+    monkeypatch.setattr(MetaLearner, "_choose_tasks", lambda *_: ([1, 0], [1], [0]))  # the first task is demonstrated
+    for learner, weight in ((made.learner, 1.0), (other, 0.0)):
+        torch.manual_seed(0)
+        learner.update(made.replay, made.contexts, imitation=weight)  # of one step, only its own gradient tells encoders apart
+    assert any(not torch.equal(a, b) for a, b in zip(made.networks.encoder.parameters(), other.networks.encoder.parameters(), strict=True))
+    for a, b in zip(made.networks.critic.parameters(), other.networks.critic.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_critics_learn_from_the_demonstrations_that_earn_something(tmp_path):
