@@ -12,9 +12,11 @@ from service.session_state import Explored, Followed, LastAction, Loaded, OpenSk
 from training.contract.belief import Belief, Following
 from training.contract.context import Floats, pack_rows, unpack_rows, unpack_vector
 from training.contract.exploration import (
+    DETOUR_SKILLS,
     Exploration,
     Phase,
     automatic_phase,
+    detour_after,
     embedding_beyond,
     exploratory_embedding,
     in_turn,
@@ -70,6 +72,12 @@ def begin_episode(
     session.episode_return, session.first_row = 0.0, session.rows
     session.versions_used, session.skills, session.skipped = [], [], False
     session.may_go_beyond, session.beyond_from, session.beyond_return = session.forced_phase is None, -1, 0.0
+    session.detour_from, session.detour_after = -1, None
+    if session.may_go_beyond and not session.deterministic:
+        session.detour_after = detour_after(
+            session.exploration, seed=session.seed, episode=session.episode, conditioning_episodes=session.conditioning_episodes,
+            returns=session.recent_returns, completed=session.recent_completed,
+        )  # fmt: skip
     session.last_action, session.last_outcome = None, None
     session.held, session.pending, session.ended = [], {}, None
     if session.rewarded:  # from now on it goes where rewards are
@@ -182,6 +190,22 @@ def goes_beyond(session: Session, networks: Networks) -> bool:
     return session.exploration.nothing_left(earned=session.episode_return, returns=session.recent_returns)
 
 
+def on_detour(session: Session, step: int, horizon: int) -> bool:
+    """Whether the skill of ``step`` is one of the episode's detour."""
+    return 0 <= session.detour_from <= step < session.detour_from + DETOUR_SKILLS * horizon
+
+
+def _takes_detour(session: Session, networks: Networks) -> bool:
+    """Whether the next skill is one of a detour, which begins with it where it is due.
+
+    The episode counts for no version then: what follows is not what the versions would have done alone.
+    """
+    due = session.detour_after is not None and networks.takes_detours and session.episode_return >= session.detour_after
+    if due and session.detour_from < 0:
+        session.detour_from, session.versions_used = session.act_step, []
+    return on_detour(session, session.act_step, networks.spec.skill_horizon)
+
+
 def _choose_skill(session: Session, state: Floats, networks: Networks, policy: MetaPolicy) -> OpenSkill:
     spec, step = networks.spec, session.act_step
     skill_index = step // spec.skill_horizon
@@ -198,7 +222,11 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
             _places(session, novelty), state, seed=session.seed, episode=session.episode, skill_index=skill_index, skill_dim=spec.skill_dim
         )
         return _begin_skill(session, state, chosen, networks.meta_policy, counts=False)
-    if beyond:
+    plain = session.use_skill_prior
+    if not beyond and _takes_detour(session, networks):
+        plain, policy = True, networks.meta_policy
+        embedding = unpack_rows(session.embedding, spec.task_embedding_dim)[0]  # which the plain skill prior does not look at
+    elif beyond:
         assert networks.belief is not None
         policy = networks.meta_policy
         embedding = embedding_beyond(networks.belief, seed=session.seed, episode=session.episode, skill_index=skill_index)
@@ -208,8 +236,8 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
         embedding = in_turn(unpack_rows(session.embedding, spec.task_embedding_dim), skill_index)
     else:
         embedding = policy.task_embedding
-    chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=session.use_skill_prior)
-    return _begin_skill(session, state, chosen, policy, counts=not beyond)
+    chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=plain)
+    return _begin_skill(session, state, chosen, policy, counts=not beyond and session.detour_from < 0)
 
 
 def note_way(session: Session, step: int, state: Floats, networks: Networks) -> None:

@@ -133,7 +133,7 @@ class Batches:
                 if wanted is None:
                     continue  # not finite: alone, it gets the error that tells of it
                 each.answer = acting.finish_act(each.loaded.session, each.step, state, wanted, networks)
-                each.changes.events.append(acted(each.loaded.session, each.answer, state))
+                each.changes.events.append(acted(each.loaded.session, each.answer, state, networks.spec.skill_horizon))
 
     async def _alone(self, item: Item) -> Answer:
         try:

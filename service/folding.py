@@ -56,6 +56,8 @@ def settle(session: Session, changes: Changes) -> list[int]:
         session.skipped,
     )
     session.recent_returns = [*session.recent_returns, session.episode_return][-RECENT_EPISODES:]
+    completed = session.last_outcome is not None and session.last_outcome.terminated and session.episode_return > 0
+    session.recent_completed = [*session.recent_completed, completed][-RECENT_EPISODES:]
     return missing
 
 

@@ -103,6 +103,8 @@ class Networks:
         self.belief = None if particles is None else Belief(_array(particles), RewardDecoder(graphs[REWARD_DECODER]).probability, novelty)
         self.goes_beyond = self.belief is not None and bool(bundle.manifest.finetuning.get("infer_again", False))
         """Whether sessions may explore beyond what they know: there is a belief, and the task shows bit by bit."""
+        self.takes_detours = self.goes_beyond and bool(bundle.manifest.finetuning.get("detours", False))
+        """Whether their episodes may leave the way before that too (`training.contract.exploration.detour_after`)."""
         self._tunable: TunableGraph | None = None
         self._limits = Range(self.spec.action.low, self.spec.action.high)
         self._decodes_alike = self._decode_alike()

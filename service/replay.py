@@ -64,7 +64,7 @@ def _begin(session: Session, event: Began, networks: Networks, context: Floats) 
     acting.begin_episode(session, event.phase, Posterior(event.task_version, belief[0], np.ones_like(belief[0])))
     session.phase, session.use_skill_prior, session.task_version = event.phase, event.use_skill_prior, event.task_version
     session.embedding = pack_rows(belief)
-    session.may_go_beyond = False  # the log says of each skill whether it did
+    session.may_go_beyond, session.detour_after = False, None  # the log says of each skill whether it did
     if event.route:
         session.explored = Explored(route=event.route)
 
@@ -78,6 +78,7 @@ def _act(session: Session, event: Acted, networks: Networks, policies: Policies,
     if event.skill is not None:
         session.phase, session.rewarded = event.phase, event.rewarded
         session.beyond_from = event.step if event.beyond else -1
+        session.detour_from = event.step if event.detour else -1
         policy = policies(event.policy_version)
         if policy is None:
             found.unknown += 1

@@ -36,7 +36,7 @@ class Acted(Struct, frozen=True, tag="acted", array_like=True):
     """An action was given for a state; ``skill`` (float32 [Z]) when it began one, chosen in ``phase`` by this version.
 
     ``rewarded``: whether the session had seen a reward by then. ``beyond``: whether the skill explored because there was nothing left to
-    gain, or went back to a reward because the episode was overdue.
+    gain, or went back to a reward because the episode was overdue. ``detour``: whether it was one of a detour.
     """
 
     step: int
@@ -47,6 +47,7 @@ class Acted(Struct, frozen=True, tag="acted", array_like=True):
     skill: bytes | None
     rewarded: bool = False
     beyond: bool = False
+    detour: bool = False
 
 
 class Reported(Struct, frozen=True, tag="reported", array_like=True):

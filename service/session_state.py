@@ -125,6 +125,9 @@ class Session(Struct, array_like=True):
     beyond_return: float = 0.0  # what the steps from there on earned
     skipped: bool = False  # a skill was left out, so that rows are not its skills one by one
     explored: Explored | None = None  # by a session that explores by novelty
+    recent_completed: list[bool] = []  # of the newest completed episodes: whether they ended their task, and were rewarded
+    detour_after: float | None = None  # what the open episode has earned when it takes a detour; None: it takes none
+    detour_from: int = -1  # from which step on it took one; -1: it has not
 
 
 class EpisodeRecord(Struct, frozen=True):

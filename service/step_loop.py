@@ -192,7 +192,7 @@ class StepLoop:
     ) -> schemas.Action:
         answer = acting.act(session, step, state, networks=networks, policy=policy, max_ahead=self.settings.max_steps_ahead)
         if not answer.replayed:
-            changes.events.append(acted(session, answer, state))
+            changes.events.append(acted(session, answer, state, networks.spec.skill_horizon))
         return answer
 
     async def _apply(
@@ -253,13 +253,13 @@ def _began(session: Session) -> Began:
     return Began(session.episode, session.rows, session.phase, session.use_skill_prior, session.embedding, session.task_version, route)
 
 
-def acted(session: Session, answer: schemas.Action, state: Floats) -> Acted:
-    """What the log keeps of a new action."""
+def acted(session: Session, answer: schemas.Action, state: Floats, horizon: int) -> Acted:
+    """What the log keeps of a new action; skills have ``horizon`` steps."""
     skill = session.skills[-1]
     action = pack_rows(np.array(answer.action, np.float32))
     began = skill.skill if answer.skill_step == 0 else None
-    beyond = session.beyond_from >= 0
-    return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began, session.rewarded, beyond)
+    beyond, detour = session.beyond_from >= 0, acting.on_detour(session, answer.step, horizon)
+    return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began, session.rewarded, beyond, detour)
 
 
 def _started_with(session: Session, key: str | None) -> schemas.EpisodeStarted | None:

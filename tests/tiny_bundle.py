@@ -42,6 +42,7 @@ def tiny_config(**finetuning: float) -> TrainingConfig:
         "buffer": 400,
         "kl_limit": 200.0,
         "infer_again": True,
+        "detours": True,
         **finetuning,
     }
     return TrainingConfig(

@@ -193,6 +193,12 @@ class FinetuningConfig(Frozen):
         description="the task shows bit by bit, in rewards that are never negative: infer it anew when an episode earns more than any "
         "before it did, and let sessions by Thompson sampling explore while there is nothing left to gain by what they know",
     )
+    detours: bool = Field(
+        default=False,
+        description="with infer_again: while no episode completes its task, let some of them leave the way for a few skills of the skill "
+        "prior, where fine-tuning stays short of a task whose missing step comes before what the session does now; what was found so, even "
+        "once, counts as the best episodes alone",
+    )
     discount: float = Field(default=0.99, gt=0, lt=1)
     polyak: float = Field(default=0.01, gt=0, le=1)
     learning_rate: float = Field(default=1e-3, gt=0)

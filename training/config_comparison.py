@@ -11,6 +11,7 @@ _CAME_LATER: Final = {
     ("meta", "replayed_demonstrations"): False,
     ("meta", "imitation"): 0.0,
     ("meta", "imitation_updates"): 9600,
+    ("finetuning", "detours"): False,
 }
 """Settings that came after results were kept, with the value that all had before."""
 

@@ -15,14 +15,17 @@ from training.contract.belief import Belief, Following
 from training.contract.context import ContextLayout, Floats, select_context
 from training.contract.errors import ConfigError
 from training.contract.exploration import (
+    DETOUR_SKILLS,
     EpisodePlan,
     Exploration,
     Phase,
     automatic_phase,
+    detour_after,
     embedding_beyond,
     exploratory_embedding,
     in_turn,
     plan_episode,
+    skill_noise,
     turns,
 )
 from training.contract.novelty import WAYS, Novelty, Places, goes_back_at_once, overdue, ways_to_rewards
@@ -79,6 +82,7 @@ class TargetProtocol:
                 "e.g. 'switching'"
             )
         self.belief, self.goes_beyond = belief, belief is not None and config.finetuning.infer_again
+        self.takes_detours = self.goes_beyond and config.finetuning.detours
         self.config, self.networks, self.spec, self.simulator, self.new_learner = config, networks, spec, simulator, new_learner
         self.layout = ContextLayout(spec.state_dim, spec.skill_dim)
 
@@ -132,6 +136,8 @@ class TargetProtocol:
         beyond = np.array([session.rewarded and self._goes_back_at_once(session) for session in sessions])
         for session in sessions:
             session.beyond_from = -1
+        detours = [self._detour_after(session, episode) for session in sessions]
+        left = np.full(len(sessions), DETOUR_SKILLS)  # skills of its detour that are to come
 
         def choose(skill_index: int, states: Floats, active: NDArray[np.intp], earned: Floats) -> Choice:
             chosen, planned = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32), dict[int, Floats]()
@@ -143,7 +149,11 @@ class TargetProtocol:
                 beyond[index] |= self.goes_beyond and exploration.nothing_left(earned=earned[index], returns=session.returns)
                 if beyond[index] and session.beyond_from < 0:
                     session.beyond_from = skill_index
-                if beyond[index] and retraces:
+                on_detour = left[index] > 0 and not beyond[index] and (left[index] < DETOUR_SKILLS or earned[index] >= detours[index])
+                left[index] -= on_detour
+                if on_detour:
+                    planned[index] = self._by_prior(session, states[index], episode, skill_index)
+                elif beyond[index] and retraces:
                     planned[index] = self._novelty.retrace(session.places, states[index], **self._choice(session, episode, skill_index))
                 elif self.belief is not None and beyond[index]:
                     chosen[index] = embedding_beyond(self.belief, seed=session.seed, episode=episode, skill_index=skill_index)
@@ -170,6 +180,22 @@ class TargetProtocol:
         before = session.places or self._novelty.begin()
         skill, session.places = self._novelty.plan(before, state, **self._choice(session, episode, skill_index))
         return skill
+
+    def _detour_after(self, session: TargetSession, episode: int) -> float:
+        """What the session's episode has earned when it takes a detour; infinity: it takes none."""
+        config = self.config.evaluate
+        after = detour_after(
+            config.exploration, seed=session.seed, episode=episode, conditioning_episodes=config.conditioning_episodes,
+            returns=session.returns, completed=session.successes,
+        )  # fmt: skip
+        return np.inf if after is None or not self.takes_detours else after
+
+    @torch.no_grad()
+    def _by_prior(self, session: TargetSession, state: Floats, episode: int, skill_index: int) -> Floats:
+        """The skill [Z] that the plain skill prior draws in ``state`` [S]."""
+        mean, std = self.networks.skills.prior(torch.from_numpy(state[None]))
+        noise = skill_noise(session.seed, episode, skill_index * self.spec.skill_horizon, self.spec.skill_dim)
+        return (mean[0].numpy() + std[0].numpy() * noise).astype(np.float32)
 
     def _goes_back_at_once(self, session: TargetSession) -> bool:
         has_route = self.config.evaluate.exploration is Exploration.NOVELTY and session.places is not None and len(session.places.route) > 0

@@ -128,7 +128,7 @@ class Finetuner:
     def __init__(self, networks: LearnerNetworks, config: FinetuningConfig, task_embedding: Floats, seed: int) -> None:
         self.networks, self.config = networks, config
         self.task_embedding = torch.as_tensor(task_embedding, dtype=torch.float32)
-        self.replay = TaskReplay(1, config.buffer, networks.layout, config.discount)
+        self.replay = TaskReplay(1, config.buffer, networks.layout, config.discount, rare_best=config.detours)
         self.held_back = HeldBack()
         self.episodes = self.updates = self.owed = 0
         self.best_return = -math.inf

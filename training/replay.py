@@ -62,10 +62,14 @@ class Batch:
 
 
 class TaskReplay:
-    """Rings of ``capacity`` skill transitions for each of ``T`` tasks."""
+    """Rings of ``capacity`` skill transitions for each of ``T`` tasks.
 
-    def __init__(self, tasks: int, capacity: int, layout: ContextLayout, discount: float) -> None:
-        self.layout, self.capacity, self.discount = layout, capacity, discount
+    ``rare_best``: episodes that earned more than three quarters are the best alone, however few, and not together with their equals at
+    the quarter.
+    """
+
+    def __init__(self, tasks: int, capacity: int, layout: ContextLayout, discount: float, *, rare_best: bool = False) -> None:
+        self.layout, self.capacity, self.discount, self.rare_best = layout, capacity, discount, rare_best
         self.rows = torch.zeros(tasks, capacity, layout.width)
         self.discounted_return = torch.zeros(tasks, capacity)
         self.episode_return = torch.zeros(tasks, capacity)
@@ -111,15 +115,18 @@ class TaskReplay:
         self._best, self._rewarded = [None] * len(self.added), [None] * len(self.added)
 
     def best_rows(self, task: int) -> Tensor:
-        """Indices of the rows of rewarded episodes whose return is in the task's upper quarter (every one of them, where few have any)."""
+        """Indices of the rows of rewarded episodes whose return is in the task's upper quarter (every one of them, where few have any).
+
+        Where returns are a few round numbers, as many as most may be at the quarter; see ``rare_best``.
+        """
         best = self._best[task]
         if best is None:
             returns = self.episode_return[task, : self.size(task)]
-            best = (
-                torch.nonzero((returns > 0) & (returns >= torch.quantile(returns, 0.75))).flatten()
-                if len(returns)
-                else torch.empty(0, dtype=torch.long)
-            )
+            best = torch.empty(0, dtype=torch.long)
+            if len(returns):
+                quarter = torch.quantile(returns, 0.75)
+                above = returns > quarter
+                best = torch.nonzero((returns > 0) & (above if self.rare_best and above.any() else returns >= quarter)).flatten()
             self._best[task] = best
         return best
 

@@ -11,7 +11,7 @@ from tests.training.worlds import CountingWorld, TwoSidedWorld
 from training import evaluate
 from training.contract.belief import Belief
 from training.contract.context import select_context
-from training.contract.exploration import drawn_embedding
+from training.contract.exploration import DETOUR_SKILLS, drawn_embedding, skill_noise
 from training.contract.novelty import GRACE, PATIENCE, Novelty
 from training.evaluate import TargetProtocol, write_results
 from training.finetuning import Finetuner
@@ -38,8 +38,9 @@ def acted(monkeypatch):
     return seen
 
 
-def run(exported, networks, world=None, finetuning=True, belief=None, **changed):
-    sections = {"belief": {"particles": 2, "dynamics_updates": 1}} if belief else {}
+def run(exported, networks, world=None, finetuning=True, belief=None, detours=False, **changed):
+    sections = {"finetuning": world_config().finetuning.model_dump() | {"detours": detours}}
+    sections |= {"belief": {"particles": 2, "dynamics_updates": 1}} if belief else {}
     config = world_config(evaluate={"conditioning_episodes": K, "episodes": EPISODES} | changed, **sections)
     new_learner = partial(Finetuner.from_bundle, exported) if finetuning else None
     protocol = TargetProtocol(config, networks, TINY_SPEC, world or TwoSidedWorld(), new_learner, belief)
@@ -188,6 +189,44 @@ def test_with_nothing_left_to_gain_a_session_explores_with_particles_and_the_pol
         assert by_base == [explores] * len(by_base)
         if explores:
             assert all(np.float32(embedding).tolist() in PARTICLES.tolist() for embedding in embeddings)
+
+
+class PaysTwice(CountingWorld):
+    """Pays 1 for the first step of an episode and 1 for its last; no task ends."""
+
+    def reset(self, tasks, rng):
+        return super().reset([1000] * len(tasks), rng)
+
+    def step(self, actions, active):
+        states, _, ended = super().step(actions, active)
+        return states, np.isin(self.counts[active], (1, self.episode_steps)).astype(np.float32), ended
+
+
+@pytest.mark.parametrize("detours", [True, False])
+def test_a_detour_takes_a_few_skills_of_the_skill_prior_after_what_it_waits_for_is_earned(exported, meta_networks, monkeypatch, detours):
+    after = {(1, 4): 0.5, (2, 6): 1.5}  # by seed and episode; the second is earned with the last step, so it takes none
+    monkeypatch.setattr(evaluate, "detour_after", lambda exploration, *, seed, episode, **known: after.get((seed, episode)))
+    planned, skills, rollout = [], DETOUR_SKILLS + 3, evaluate.rollout
+
+    def spy(simulator, tasks, policies, decoder, acting, **options):
+        def redraw(skill_index, states, active, earned):
+            choice = acting.redraw(skill_index, states, active, earned)
+            number = len(planned) // skills
+            assert sorted(choice.planned) == ([2, 3] if detours and number == 4 and 1 <= skill_index <= DETOUR_SKILLS else [])
+            for index, skill in choice.planned.items():
+                mean, std = meta_networks.skills.prior(torch.from_numpy(states[index : index + 1]))
+                noise = skill_noise(1, number, skill_index * TINY_SPEC.skill_horizon, TINY_SPEC.skill_dim)
+                np.testing.assert_allclose(skill, (mean[0] + std[0] * torch.from_numpy(noise)).detach().numpy(), rtol=1e-5)
+            planned.append(len(choice.planned))
+            return choice
+
+        return rollout(simulator, tasks, policies, decoder, replace(acting, redraw=redraw), **options)
+
+    monkeypatch.setattr(evaluate, "rollout", spy)
+    world = PaysTwice(episode_steps=skills * TINY_SPEC.skill_horizon)
+    sessions = run(exported, meta_networks, world, belief=BELIEF, exploration="thompson", detours=detours)
+    assert {tuple(session.returns) for session in sessions} == {(2.0,) * EPISODES}
+    assert sum(planned) == (2 * DETOUR_SKILLS if detours else 0)
 
 
 def test_before_the_first_reward_thompson_sampling_draws_particles(exported, meta_networks, acted):

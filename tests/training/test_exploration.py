@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from training.contract.exploration import SWITCH_SKILLS, Exploration, Phase, automatic_phase, drawn_embedding, plan_episode, skill_noise
+from training.contract.exploration import (
+    RECENT_EPISODES,
+    SWITCH_SKILLS,
+    Exploration,
+    Phase,
+    automatic_phase,
+    detour_after,
+    drawn_embedding,
+    plan_episode,
+    skill_noise,
+)
 
 K = 3
 
@@ -120,3 +130,44 @@ def test_thompson_exploration_in_overtime_without_reward_still_takes_the_skill_p
         Phase.EXPLORING, seed=7, episode=K + 1, conditioning_episodes=K, task_embedding_dim=2, exploration=Exploration.THOMPSON
     )
     assert made.use_skill_prior
+
+
+def detours(episodes, *, exploration=Exploration.THOMPSON, returns=(3.0,), completed=(False,), seed=7):
+    return [
+        detour_after(exploration, seed=seed, episode=episode, conditioning_episodes=K, returns=returns, completed=completed)
+        for episode in episodes
+    ]
+
+
+def test_half_of_the_episodes_after_conditioning_take_a_detour_and_fewer_later():
+    def share(first, last):
+        return np.mean([after is not None for seed in range(40) for after in detours(range(K + first, K + last), seed=seed)])
+
+    assert detours(range(K)) == [None] * K
+    assert share(0, 40) == pytest.approx(1 / 2, abs=0.05)
+    assert share(380, 420) == pytest.approx(20 / 400, abs=0.02)
+
+
+def test_a_detour_begins_after_a_reward_and_before_the_most_that_was_earned():
+    drawn = [after for after in detours(range(K, 2000), returns=[9.0, *[3.0] * RECENT_EPISODES]) if after is not None]
+    assert len(drawn) > 20
+    assert 0 < min(drawn) < 0.5
+    assert 1.5 < max(drawn) <= 2.0
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"returns": []},
+        {"returns": [0.0]},
+        {"completed": [True, *[False] * (RECENT_EPISODES - 1)]},
+        {"exploration": Exploration.NOVELTY},
+        {"exploration": Exploration.PRIOR},
+    ],
+)
+def test_no_detour_without_a_reward_or_where_a_task_was_completed_lately_or_by_another_exploration(known):
+    assert detours(range(100), **known) == [None] * 100
+
+
+def test_a_task_completed_long_ago_does_not_stop_detours():
+    assert any(after is not None for after in detours(range(K, 30), completed=[True, *[False] * RECENT_EPISODES]))

@@ -81,6 +81,19 @@ def test_the_best_rows_are_whole_rewarded_episodes_of_the_upper_quarter():
     assert held.best_rows(0).tolist() == list(range(21, 36))  # 15 of 36 rows earn most: the others are no longer among the best
 
 
+@pytest.mark.parametrize("rare_best", [True, False])
+def test_a_rare_best_episode_may_be_the_best_alone(rare_best):
+    held = TaskReplay(1, 100, LAYOUT, 0.5, rare_best=rare_best)
+    for _ in range(10):
+        held.add(0, rows([0, 3]))
+    assert held.best_rows(0).tolist() == list(range(20))
+    held.add(0, rows([3, 1]))
+    assert held.best_rows(0).tolist() == ([20, 21] if rare_best else list(range(22)))
+    for _ in range(10):
+        held.add(0, rows([3, 1]))
+    assert held.best_rows(0).tolist() == list(range(20, 42))
+
+
 def test_the_best_rows_follow_the_ring():
     held = replay(capacity=4)
     held.add(0, rows([0, 1]))

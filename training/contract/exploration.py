@@ -18,6 +18,7 @@ from training.contract.context import Floats
 
 _EMBEDDING_STREAM = 0x7A5C
 _SKILL_STREAM = 0x5C11
+_DETOUR_STREAM = 0xDE70
 
 _ROUNDING = 1e-6
 """Sums of the same rewards may differ by less."""
@@ -40,6 +41,15 @@ RECENT_EPISODES = 5
 EXPLORE_SKILLS = 4
 """Skills for which a session with nothing left to gain in its episode keeps the embedding that it explores with."""
 
+DETOUR_SKILLS = 3
+"""Skills that a detour takes: about one subtask."""
+
+_DETOURS = (0.5, 20)
+"""With what probability an episode takes a detour at first; and, divided by the episodes since conditioning, later."""
+
+_DETOUR_UNTIL = 2 / 3
+"""Up to which part of its best return an episode takes its detour: what comes after all of it is explored anyway (`nothing_left`)."""
+
 
 class Exploration(StrEnum):
     """How conditioning episodes choose their embeddings.
@@ -50,11 +60,12 @@ class Exploration(StrEnum):
     section 4.2), so that exploring goes on where the task is likely to be. Where the bundle has particles, embeddings of training tasks,
     they take the place of N(0, I); and where the task shows bit by bit (``finetuning.infer_again``), they are acted with, in any episode,
     from the moment that there is nothing left to gain by what the session knows (`nothing_left`), for more can only come from what it has
-    not tried. ``belief``: until the first reward it follows
-    particles of a belief over tasks, and gives one up for another as soon as what was seen rules it out (`training.contract.belief`); then
-    the posterior's mean, and while no reward comes, draws from the posterior in turn that explain the rewards so far. ``novelty``: until
-    the first reward it plans to go where it has not been (`training.contract.novelty`), whatever the tasks, for as long as it takes; then
-    as ``belief``, and in any phase back along the way to a reward when an episode is overdue.
+    not tried; and with ``finetuning.detours``, while no episode completes its task, some take a detour on the way there (`detour_after`).
+    ``belief``: until the first reward it follows particles of a belief over tasks, and gives one up for another as soon as what was
+    seen rules it out (`training.contract.belief`); then the posterior's mean, and while no reward comes, draws from the posterior in
+    turn that explain the rewards so far. ``novelty``: until the first reward it plans to go where it has not been
+    (`training.contract.novelty`), whatever the tasks, for as long as it takes; then as ``belief``, and in any phase back along the way
+    to a reward when an episode is overdue.
     """
 
     PRIOR = "prior"
@@ -167,6 +178,27 @@ def exploratory_embedding(
 def embedding_beyond(belief: Belief, *, seed: int, episode: int, skill_index: int) -> Floats:
     """The embedding [E] with which a session that has nothing left to gain by what it knows chooses skill number ``skill_index``."""
     return belief.at_random(seed=seed, episode=episode, turn=skill_index // EXPLORE_SKILLS)
+
+
+def detour_after(
+    exploration: Exploration, *, seed: int, episode: int, conditioning_episodes: int, returns: Sequence[float], completed: Sequence[bool]
+) -> float | None:
+    """What episode number ``episode`` has earned when it takes its detour: `DETOUR_SKILLS` skills of the skill prior. None: it takes none.
+
+    Where what the session knows ends short of its task, the step that is missing may have to come before what it does now, and fine-tuning
+    never sees it. So while none of the newest `RECENT_EPISODES` has ``completed`` its task (ended it, and was rewarded), episodes leave the
+    way at a random point before the most that the newest of them earned (``returns``), and go on from there by what the session knows: a
+    temporally extended exploration (Dabney et al. 2021), which costs little. Half of the episodes at first; later their number grows with
+    the logarithm of the episodes, as a task may never end.
+    """
+    since, best = episode - conditioning_episodes, max(returns[-RECENT_EPISODES:], default=0.0)
+    if exploration is not Exploration.THOMPSON or since < 0 or best <= 0 or any(completed[-RECENT_EPISODES:]):
+        return None
+    generator = np.random.default_rng([_DETOUR_STREAM, seed, episode])
+    at_first, later = _DETOURS
+    if generator.random() >= min(at_first, later / (since + 1)):
+        return None
+    return best * _DETOUR_UNTIL * float(1 - generator.random())  # above 0: it begins after a reward
 
 
 def turns(episode_steps: int, skill_horizon: int) -> int:

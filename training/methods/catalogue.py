@@ -37,6 +37,7 @@ _TARGET: Final = {
     "success_share": 0.0,
     "return_bound": False,
     "infer_again": False,
+    "detours": False,
     "imitation": 0.0,
     "learning_rate": 3e-4,
     "polyak": 0.005,
