@@ -73,7 +73,7 @@ def begin_episode(
     session.versions_used, session.skills, session.skipped = [], [], False
     session.may_go_beyond, session.beyond_from, session.beyond_return = session.forced_phase is None, -1, 0.0
     session.detour_from, session.detour_after = -1, None
-    if session.may_go_beyond and not session.deterministic:
+    if session.may_go_beyond and session.finetuning and not session.deterministic and phase is not Phase.EXPLORING:
         session.detour_after = detour_after(
             session.exploration, seed=session.seed, episode=session.episode, conditioning_episodes=session.conditioning_episodes,
             returns=session.recent_returns, completed=session.recent_completed,
@@ -196,13 +196,10 @@ def on_detour(session: Session, step: int, horizon: int) -> bool:
 
 
 def _takes_detour(session: Session, networks: Networks) -> bool:
-    """Whether the next skill is one of a detour, which begins with it where it is due.
-
-    The episode counts for no version then: what follows is not what the versions would have done alone.
-    """
+    """Whether the next skill is one of a detour, which begins with it where it is due."""
     due = session.detour_after is not None and networks.takes_detours and session.episode_return >= session.detour_after
     if due and session.detour_from < 0:
-        session.detour_from, session.versions_used = session.act_step, []
+        session.detour_from = session.act_step
     return on_detour(session, session.act_step, networks.spec.skill_horizon)
 
 
@@ -213,7 +210,7 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
     explores = session.phase is Phase.EXPLORING and not session.use_skill_prior and not session.task_version
     novelty = _novelty(session, networks)
     if explores and novelty is not None and not session.deterministic:
-        return _begin_skill(session, state, _planned(session, state, networks, novelty), policy)
+        return _begin_skill(session, state, _planned(session, state, networks, novelty), policy, networks)
     note_way(session, step, state, networks)
     if beyond := goes_beyond(session, networks):
         session.beyond_from = step if session.beyond_from < 0 else session.beyond_from
@@ -221,9 +218,9 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
         chosen = novelty.retrace(
             _places(session, novelty), state, seed=session.seed, episode=session.episode, skill_index=skill_index, skill_dim=spec.skill_dim
         )
-        return _begin_skill(session, state, chosen, networks.meta_policy, counts=False)
-    plain = session.use_skill_prior
-    if not beyond and _takes_detour(session, networks):
+        return _begin_skill(session, state, chosen, networks.meta_policy, networks, known=False)
+    plain, detour = session.use_skill_prior, not beyond and _takes_detour(session, networks)
+    if detour:
         plain, policy = True, networks.meta_policy
         embedding = unpack_rows(session.embedding, spec.task_embedding_dim)[0]  # which the plain skill prior does not look at
     elif beyond:
@@ -237,7 +234,7 @@ def _choose_skill(session: Session, state: Floats, networks: Networks, policy: M
     else:
         embedding = policy.task_embedding
     chosen = policy.choose_skill(state, embedding, noise, use_skill_prior=plain)
-    return _begin_skill(session, state, chosen, policy, counts=not beyond and session.detour_from < 0)
+    return _begin_skill(session, state, chosen, policy, networks, known=not beyond and not detour)
 
 
 def note_way(session: Session, step: int, state: Floats, networks: Networks) -> None:
@@ -248,22 +245,27 @@ def note_way(session: Session, step: int, state: Floats, networks: Networks) -> 
         session.explored.track = pack_rows(after.track)
 
 
-def _begin_skill(session: Session, state: Floats, chosen: Floats, policy: MetaPolicy, *, counts: bool = True) -> OpenSkill:
-    """``counts``: the episode counts for the version, as it does what the session knows."""
-    if counts:
-        _note_version(session, policy.version)
+def _begin_skill(
+    session: Session, state: Floats, chosen: Floats, policy: MetaPolicy, networks: Networks, *, known: bool = True
+) -> OpenSkill:
+    """``known``: it is what the session knows that chose the skill, and not what explores beyond that."""
+    if known:
+        _note_version(session, policy.version, networks)
     session.skills.append(OpenSkill(session.act_step, pack_rows(state), pack_rows(chosen), policy.version))
     return session.skills[-1]
 
 
-def _note_version(session: Session, version: int) -> None:
+def _note_version(session: Session, version: int, networks: Networks) -> None:
     if follows_versions(session):
         if session.forced_phase is None:
             session.phase = Phase.FINETUNING if version else Phase.ADAPTED
         if version < session.newest_version:  # the session went back: what it earned since is not what it knows now
-            session.recent_returns = []
+            session.recent_returns, session.recent_completed = [], []
+            if session.detour_from < 0:
+                session.detour_after = None
         session.newest_version = version
-    if version not in session.versions_used:
+    # An episode that is to take a detour counts for no version, whether it comes to it or not: only the better ones do.
+    if version not in session.versions_used and not (networks.takes_detours and session.detour_after is not None):
         session.versions_used.append(version)
 
 

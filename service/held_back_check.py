@@ -26,7 +26,8 @@ def log_chosen(
     """Log densities [k] of an episode's skills under the version that chose them, from its rows [n, D]; ``context`` reads all rows before.
 
     k < n where the episode then explored beyond what the session knew. None when it is not known, or nothing was drawn: the episode
-    explored, more than one version acted in it, weights are gone, rows may be another skill's, or the session takes the mean skill.
+    explored or was to take a detour, more than one version acted in it, weights are gone, rows may be another skill's, or the session
+    takes the mean skill.
     """
     if record.phase is Phase.EXPLORING or loaded.session.deterministic or len(record.versions_used) != 1:
         return None

@@ -2,8 +2,8 @@
 they were, so that it should go on. Pure functions of what happened.
 
 The last few episodes are compared with those before them by an exact permutation test of the mean return, one-sided: how often would a
-fall this large come about if the order of the episodes meant nothing? Exploring episodes say nothing of a version and are left out, as is
-what an episode earned by exploring beyond what its session knew.
+fall this large come about if the order of the episodes meant nothing? Exploring episodes say nothing of a version and are left out, as are
+those that were to take a detour, and what an episode earned by exploring beyond what its session knew.
 """
 
 from collections.abc import Sequence

@@ -210,6 +210,12 @@ class FinetuningConfig(Frozen):
     kl_target: float = Field(default=2.0, gt=0)
     kl_limit: float = Field(default=25.0, gt=0, description="a version whose mean KL to the skill prior is above this is not served, nats")
 
+    @model_validator(mode="after")
+    def _detours_where_the_task_shows_bit_by_bit(self) -> Self:
+        if self.detours and not self.infer_again:
+            raise ValueError("detours need infer_again: without it no session explores beyond what it knows")
+        return self
+
 
 class EvaluateConfig(Frozen):
     """Offline evaluation of the whole target-task protocol."""

@@ -82,7 +82,7 @@ class TargetProtocol:
                 "e.g. 'switching'"
             )
         self.belief, self.goes_beyond = belief, belief is not None and config.finetuning.infer_again
-        self.takes_detours = self.goes_beyond and config.finetuning.detours
+        self.takes_detours = self.goes_beyond and config.finetuning.detours and new_learner is not None
         self.config, self.networks, self.spec, self.simulator, self.new_learner = config, networks, spec, simulator, new_learner
         self.layout = ContextLayout(spec.state_dim, spec.skill_dim)
 
@@ -186,7 +186,7 @@ class TargetProtocol:
         config = self.config.evaluate
         after = detour_after(
             config.exploration, seed=session.seed, episode=episode, conditioning_episodes=config.conditioning_episodes,
-            returns=session.returns, completed=session.successes,
+            returns=session.returns, completed=[s and r > 0 for s, r in zip(session.successes, session.returns, strict=True)],
         )  # fmt: skip
         return np.inf if after is None or not self.takes_detours else after
 

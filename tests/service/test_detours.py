@@ -21,14 +21,11 @@ REWARDED = (2, STEPS - 1)  # within the first skill, and by the last step
 SEED, BEST, EPISODES = 7, 2.0, 8
 
 
-def detours(episodes: int) -> list[int]:
-    """Which episodes take one after their first reward, where each earns two and completes nothing."""
-    found = []
-    for number in range(1, episodes):
-        after = detour_after(Exploration.THOMPSON, seed=SEED, episode=number, conditioning_episodes=1, returns=[BEST], completed=[False])
-        if after is not None and after <= 1.0:
-            found.append(number)
-    return found
+def scheduled(episodes: int) -> dict[int, float]:
+    """Which episodes are to take one, where each earns two and completes nothing, and what they have earned by then."""
+    known = {"seed": SEED, "conditioning_episodes": 1, "returns": [BEST], "completed": [False]}
+    found = {number: detour_after(Exploration.THOMPSON, episode=number, **known) for number in range(1, episodes)}  # type: ignore[arg-type]
+    return {number: after for number, after in found.items() if after is not None}
 
 
 def thinker(api: TestClient, **options: Any) -> Driver:
@@ -54,15 +51,15 @@ def records(driver: Driver) -> list[EpisodeRecord]:
 def test_skills_of_a_detour_come_from_the_plain_prior_and_the_session_goes_on_by_what_it_knows(
     api: TestClient, settings: Settings, tiny_networks: Networks
 ) -> None:
-    driver, due = thinker(api), detours(EPISODES)
+    driver, due = thinker(api), scheduled(EPISODES)
     episode(driver)
     work_off(worker(settings, tiny_networks))
-    assert due
-    assert len(due) < EPISODES - 1, "and others take none"
+    assert {after <= 1.0 for after in due.values()} == {True, False}, "one comes to its detour, another does not"
+    assert len(due) < EPISODES - 1, "and others are to take none"
     for number in range(1, EPISODES):
         replies = episode(driver)
         versions, left = [reply["policy_version"] for reply in replies[:STEPS]], DETOUR_SKILLS * H
-        if number not in due:
+        if due.get(number, BEST) > 1.0:
             assert versions == [1] * STEPS
             continue
         assert versions == [1] * H + [0] * left + [1] * (STEPS - H - left)
@@ -72,6 +69,23 @@ def test_skills_of_a_detour_come_from_the_plain_prior_and_the_session_goes_on_by
             chosen = tiny_networks.meta_policy.choose_skill(observation, np.zeros(2, np.float32), noise, use_skill_prior=True)
             assert replies[step]["action"] == tiny_networks.decode(observation, chosen).tolist()
     assert [record.versions_used for record in records(driver)] == [[0]] + [[] if number in due else [1] for number in range(1, EPISODES)]
+
+
+def test_a_version_that_comes_during_a_detour_is_told_as_at_any_other_time(
+    api: TestClient, settings: Settings, tiny_networks: Networks
+) -> None:
+    driver = thinker(api)
+    number = next(number for number, after in scheduled(EPISODES).items() if after <= 1.0)
+    for _ in range(number):
+        episode(driver)
+    driver.start()
+    replies = [driver.act(number, 0, state(number, 0))]
+    for step in range(STEPS - 1):
+        if step == H + 1:
+            work_off(worker(settings, tiny_networks))
+        replies.append(driver.step(number, step, state(number, step + 1), reward=float(step in REWARDED)))
+    assert [replies[step]["phase"] for step in (0, H, STEPS - 1)] == ["adapted", "adapted", "finetuning"]
+    assert replies[STEPS - 1]["policy_version"] == 1
 
 
 def test_a_detour_says_nothing_of_a_version() -> None:
@@ -84,10 +98,10 @@ def test_a_detour_says_nothing_of_a_version() -> None:
     assert find_fall([*good, *mixed], 2) is None
 
 
-@pytest.mark.parametrize("asked", [{"deterministic": True}, {"exploration": "switching"}, "completes", "adapted"])
+@pytest.mark.parametrize("asked", [{"deterministic": True}, {"exploration": "switching"}, {"finetuning": False}, "completes", "adapted"])
 def test_a_session_that_completes_its_task_or_was_asked_for_something_else_takes_none(api: TestClient, asked: Any) -> None:
     driver = thinker(api, **(asked if isinstance(asked, dict) else {}))
-    assert detours(EPISODES)
+    assert scheduled(EPISODES)
     episode(driver, terminated=asked == "completes")
     if asked == "adapted":
         driver.ok(api.patch(driver.path, json={"phase": asked}))
@@ -109,6 +123,6 @@ def test_a_replay_is_identical_to_the_bit(
     for _ in range(EPISODES):
         episode(driver)
         work_off(worker(settings, tiny_networks))
-    assert sum(not record.versions_used for record in records(driver)) == len(detours(EPISODES))
+    assert sum(not record.versions_used for record in records(driver)) == len(scheduled(EPISODES))
     assert main(["replay", driver.session["session_id"], "--bundle", str(tiny_bundle.path)]) == 0
     assert f"{EPISODES * STEPS} actions replayed, {EPISODES * STEPS} identical, 0 differ" in capsys.readouterr().out

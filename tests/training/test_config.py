@@ -77,6 +77,7 @@ def test_later_overrides_win_and_sections_keep_their_other_values(file):
         ("meta.updates=0", "meta.updates: .*greater than 0"),
         ("meta=5", "meta: "),
         ("skills.decoded_steps=11", r"decoded_steps \(11\) must not exceed horizon \(10\)"),
+        ("finetuning.detours=true", "detours need infer_again"),
         ("networks.encoder_heads=3", r"encoder_width \(64\) must be a multiple of encoder_heads \(3\)"),
         ("data.minary=D4RL/kitchen/mixed-v2", "no key 'minary'; the nearest is 'minari'"),
         ("data.observation_entries=[0, -1]", "data.observation_entries.1: .*greater than or equal to 0"),
