@@ -1,6 +1,7 @@
 """Stage 2: skill-based meta-training over the training tasks (SiMPL, section 4.2, on PEARL): episodes, replay, checkpoints."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ class MetaTrainer:
             skills, horizon = self.networks.skills, self.config.skills.horizon
             self.pool.demonstrate(self.relabeller.demonstrations(skills, self.offline, count, self.config.seed))
             if self.config.meta.imitation:
-                self.learner.imitated = ImitatedSkills(skills, self._best_demonstrations(), horizon)
+                self.learner.imitated = ImitatedSkills(skills, self._best_demonstrations, horizon)
             self.networks.to(self.learner.device)
 
     def _replay_demonstrations(self) -> None:
@@ -188,12 +189,13 @@ class MetaTrainer:
         if self.config.meta.replayed_demonstrations:
             self.networks.to("cpu")
             generator = torch.Generator().manual_seed(self.config.seed)
-            for task, chosen in enumerate(self._best_demonstrations()):
+            for task, chosen in enumerate(self._best_demonstrations):
                 for judged in chosen:
                     rows = as_transitions(self.networks.skills, judged, self.layout, self.config.skills.horizon, generator)
                     self.replay.add(task, rows)
             self.networks.to(self.learner.device)
 
+    @cached_property
     def _best_demonstrations(self) -> list[list[Judged]]:
         count, horizon = self.config.meta.demonstrations, self.config.skills.horizon
         return best_demonstrations(self.simulator, self.tasks, self.offline, count=count, horizon=horizon)
