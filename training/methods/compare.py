@@ -4,7 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import TextWrapper
@@ -16,8 +16,10 @@ from training.config import TrainingConfig, load_config, presets
 from training.contract.bundle import Bundle
 from training.contract.errors import ConfigError
 from training.domains import open_domain
+from training.methods.ablations import ABLATIONS
 from training.methods.catalogue import METHODS
 from training.methods.figure import plot_comparison
+from training.methods.method import Method
 from training.methods.published import PUBLISHED
 from training.methods.report import FULL_RETURN, NEAR, MethodResults, summarise, tables
 from training.methods.setting import Setting
@@ -26,10 +28,22 @@ from training.methods.unit import Unit, kept_units, run_unit
 from training.offline import offline_episodes
 from training.stages import Run, check_device, collect, skills
 
-_HELP = TextWrapper(110, initial_indent="  ", subsequent_indent=15 * " ")
+RUNNABLE = {**METHODS, **ABLATIONS}
+_ABLATIONS = "ablations"
+"""Stands for all of them on the command line."""
+
+
+def _described(methods: Mapping[str, Method]) -> str:
+    lines = TextWrapper(110, initial_indent="  ", subsequent_indent=18 * " ")
+    return "\n".join(lines.fill(f"{method.name:15} {method.label}: {method.about}") for method in methods.values())
+
+
 EPILOG = f"""\
 methods:
-{chr(10).join(_HELP.fill(f"{method.name:12} {method.label}: {method.about}") for method in METHODS.values())}
+{_described(METHODS)}
+
+ablations of Skillet, from its own meta-training, run only where they are named (or all of them by --methods skillet ablations):
+{_described(ABLATIONS)}
 
 Where the skills come from: --bundle takes them (and Skillet's meta-trained networks) from a bundle; --run from the folder of a run of the
 pipeline, and Skillet's networks too if its meta-training is complete; without either they are made first, in OUT/skills.
@@ -41,6 +55,7 @@ begin anew.
 
 examples:
   python -m training compare --config maze --bundle bundles/maze --methods skillet spirl --tasks test:3 --episodes 40
+  python -m training compare --config maze --bundle bundles/maze --methods skillet ablations --episodes 40 --out runs/ablations-maze
   python -m training compare --config maze --bundle bundles/maze --set meta.updates=4000 --seeds 0 1 2 --episodes 100 --jobs 2
 """
 
@@ -54,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--config", required=True, help=f"a preset ({', '.join(presets())}) or a TOML file")
-    made.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD", help="default: all of them")
+    made.add_argument("--methods", nargs="+", choices=[*RUNNABLE, _ABLATIONS], default=list(METHODS), metavar="METHOD",
+                      help="default: all methods, no ablations")  # fmt: skip
     made.add_argument("--tasks", metavar="SPLIT[:N]", help="split of the environment's tasks, or its first N (default: the test tasks)")
     made.add_argument("--meta-seeds", nargs="+", type=int, default=[0], metavar="SEED", help="seeds of meta-training (default: 0)")
     made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="seeds of the sessions on each task (default: 0)")
@@ -83,7 +99,8 @@ def compare(arguments: Sequence[str]) -> int:
     config = load_config(options.config, changes)
     out = options.out or Path("runs") / f"compare-{config.domain.name}"
     console = Console(stderr=True, highlight=False)
-    units = [Unit(METHODS[name], meta, seed) for name in options.methods for meta in options.meta_seeds for seed in options.seeds]
+    names = dict.fromkeys(name for given in options.methods for name in (ABLATIONS if given == _ABLATIONS else (given,)))
+    units = [Unit(RUNNABLE[name], meta, seed) for name in names for meta in options.meta_seeds for seed in options.seeds]
     setting = _setting(config, options, out, console)
     if options.jobs > 1:
         _run_in_processes(units, arguments, options.jobs, console)
@@ -92,7 +109,7 @@ def compare(arguments: Sequence[str]) -> int:
             console.print(f"compare: {number} of {len(units)}: {unit.method.label}, meta seed {unit.meta_seed}, seed {unit.seed}")
             run_unit(unit, setting, options.episodes, out)
     if not options.no_report:
-        kept, others = kept_units(METHODS, setting, out)
+        kept, others = kept_units(RUNNABLE, setting, out)
         for path in others:
             console.print(
                 f"compare: {path} is not in the report: it was run with another configuration, on other tasks or from another start"
@@ -119,7 +136,7 @@ def write_report(units: Sequence[Unit], domain: str, out: Path) -> None:
     results = []
     for name in dict.fromkeys(unit.method.name for unit in units):
         files = [unit.results(out) for unit in units if unit.method.name == name]
-        results.append(MethodResults.of(METHODS[name], [json.loads(file.read_text()) for file in files]))
+        results.append(MethodResults.of(RUNNABLE[name], [json.loads(file.read_text()) for file in files]))
     published = PUBLISHED.get(domain, {})
     summary = summarise(results, level)
     (out / "compare.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
 
+from training.methods.ablations import ABLATIONS
 from training.methods.catalogue import METHODS
 from training.methods.published import Curve
 from training.methods.report import WINDOW, MethodResults
@@ -25,6 +26,8 @@ def plot_comparison(
 ) -> None:
     """Draw the methods' stochastic returns; five episodes averaged, never across the end of a method's conditioning."""
     colours = dict(zip((method.label for method in METHODS.values()), COLOURS, strict=True))
+    shades = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(ABLATIONS)))
+    colours |= dict(zip((method.label for method in ABLATIONS.values()), shades, strict=True))
     figure, ax = plt.subplots(figsize=(9, 5.4), layout="constrained")
     longest = max(found.episodes for found in results)
     for found in results:
