@@ -13,7 +13,7 @@ from contextlib import suppress
 from redis.exceptions import RedisError
 
 from service import schemas
-from service.acting import following, learning_due
+from service.acting import learning_due
 from service.errors import ServiceError, UnknownVersion
 from service.jobs import JobQueue
 from service.judgement import RECENT, REFERENCE, Fall, Fallback, find_fall, find_recovery
@@ -21,6 +21,7 @@ from service.keys import SessionKeys
 from service.policies import Networks
 from service.session_state import Changes, Loaded, Posterior, WayBack, task_prior
 from service.sessions import SessionStore
+from service.skill_choice import following
 from service.versions import VersionStore
 from service.views import belief_view
 from training.contract.context import Floats

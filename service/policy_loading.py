@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from service import acting
+from service import skill_choice
 from service.errors import UnknownVersion
 from service.policies import MetaPolicy, Networks, PolicyCache
 from service.session_state import Loaded
@@ -41,7 +41,7 @@ class PolicyLoader:
     def prepare(self, loaded: Loaded, networks: Networks) -> None:
         """Begin to load the version that the next skill will be chosen with, so that the step that chooses need not wait."""
         version = loaded.current_version
-        if version and acting.follows_versions(loaded.session) and not self.holds(loaded.session.session_id, version):
+        if version and skill_choice.follows_versions(loaded.session) and not self.holds(loaded.session.session_id, version):
             self._load(loaded, networks, version)
 
     def holds(self, session_id: str, version: int) -> bool:

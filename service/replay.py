@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service import acting
+from service import acting, skill_choice
 from service.errors import InvalidRequest
 from service.policies import MetaPolicy, Networks
 from service.session_log import Acted, Began, Event, Reported
@@ -82,7 +82,7 @@ def _act(session: Session, event: Acted, networks: Networks, policies: Policies,
         policy = policies(event.policy_version)
         if policy is None:
             found.unknown += 1
-            acting.note_way(session, event.step, state, networks)
+            skill_choice.note_way(session, event.step, state, networks)
             session.skills.append(OpenSkill(event.step, event.state, event.skill, event.policy_version))
     session.act_step = event.step
     reply = acting.act(session, event.step, state, networks=networks, policy=policy or networks.meta_policy, max_ahead=1 << 31)

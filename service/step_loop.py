@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from service import acting, recording, schemas
+from service import acting, recording, schemas, skill_choice
 from service.adaptation import Adaptation
 from service.deadlines import Deadline
 from service.errors import ServiceError, UnknownBundle
@@ -258,7 +258,7 @@ def acted(session: Session, answer: schemas.Action, state: Floats, horizon: int)
     skill = session.skills[-1]
     action = pack_rows(np.array(answer.action, np.float32))
     began = skill.skill if answer.skill_step == 0 else None
-    beyond, detour = session.beyond_from >= 0, acting.on_detour(session, answer.step, horizon)
+    beyond, detour = session.beyond_from >= 0, skill_choice.on_detour(session, answer.step, horizon)
     return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began, session.rewarded, beyond, detour)
 
 
