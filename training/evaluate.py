@@ -82,6 +82,7 @@ class TargetProtocol:
                 "e.g. 'switching'"
             )
         self.belief, self.goes_beyond = belief, belief is not None and config.finetuning.infer_again
+        self.goes_back = exploration is Exploration.NOVELTY
         self.takes_detours = self.goes_beyond and config.finetuning.detours and new_learner is not None
         self.config, self.networks, self.spec, self.simulator, self.new_learner = config, networks, spec, simulator, new_learner
         self.layout = ContextLayout(spec.state_dim, spec.skill_dim)
@@ -127,7 +128,7 @@ class TargetProtocol:
 
     def _episode(self, sessions: list[TargetSession], episode: int, rng: np.random.Generator) -> None:
         for session in sessions:
-            if session.rewarded and self.config.evaluate.exploration is Exploration.NOVELTY:
+            if session.rewarded and self.goes_back:
                 session.places = self._novelty.with_route(ways_to_rewards(session.context[-WAYS:], self.layout))
         plans = [self._plan(session, episode) for session in sessions]
         known = [self._known_embedding(plan, session) for plan, session in zip(plans, sessions, strict=True)]
@@ -143,7 +144,7 @@ class TargetProtocol:
             chosen, planned = np.zeros((len(sessions), self.spec.task_embedding_dim), np.float32), dict[int, Floats]()
             for index in active:
                 session, inferred = sessions[index], known[index]
-                if retraces := exploration is Exploration.NOVELTY and session.rewarded:
+                if retraces := self.goes_back and session.rewarded:
                     session.places = self._novelty.on_the_way(session.places, states[index], skill_index=skill_index)
                     beyond[index] |= overdue(session.places, skill_index, earned=earned[index])
                 beyond[index] |= self.goes_beyond and exploration.nothing_left(earned=earned[index], returns=session.returns)
@@ -198,7 +199,7 @@ class TargetProtocol:
         return (mean[0].numpy() + std[0].numpy() * noise).astype(np.float32)
 
     def _goes_back_at_once(self, session: TargetSession) -> bool:
-        has_route = self.config.evaluate.exploration is Exploration.NOVELTY and session.places is not None and len(session.places.route) > 0
+        has_route = self.goes_back and session.places is not None and len(session.places.route) > 0
         return has_route and goes_back_at_once(session.beyond_from)
 
     @property

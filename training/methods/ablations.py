@@ -54,27 +54,35 @@ _ALL: Final = (
         SKILLET,
         name="no-imitation",
         label="no imitation",
-        about="fine-tuning does not imitate the best episodes (in the maze it never does)",
+        about="fine-tuning does not imitate the best episodes",
         changes={"finetuning": {"imitation": 0.0}},
     ),
     replace(
         SKILLET,
+        name="no-beyond",
+        label="never beyond what is known",
+        about="once rewarded, a session does not go back along the way to a reward (by novelty), nor explore in an episode with nothing "
+        "left to gain (by Thompson sampling)",
+        goes_beyond=False,
+    ),
+    replace(
+        SKILLET,
         name="no-reinference",
-        label="no re-inference",
-        about="the task is inferred once, and no episode explores again with nothing left to gain (in the maze it is so anyway)",
+        label="nor re-inference",
+        about="as no-beyond by Thompson sampling, and fine-tuning stays at the embedding that it began with",
         changes={"finetuning": {"infer_again": False, "detours": False}},
     ),
     replace(
         SKILLET,
         name="full-spread",
         label="skills with the policy's whole spread",
-        about="skills are drawn at temperature 1 (as in the maze)",
+        about="skills are drawn at temperature 1, as all baselines draw them",
         changes={"evaluate": {"skill_temperature": 1.0}},
     ),
-    _by(Exploration.PRIOR, "embeddings from N(0, I), one an episode, as SiMPL explores"),
-    _by(Exploration.SWITCHING, "embeddings from N(0, I), several an episode, and the skill prior in turn"),
-    _by(Exploration.THOMPSON, "embeddings of training tasks, after the first reward from the posterior"),
-    _by(Exploration.BELIEF, "particles of embeddings, ruled out by a learned reward decoder within the episode"),
+    _by(Exploration.PRIOR, "embeddings from N(0, I), one an episode, as SiMPL explores; never beyond what is known"),
+    _by(Exploration.SWITCHING, "embeddings from N(0, I), several an episode, and the skill prior in turn; never beyond what is known"),
+    _by(Exploration.THOMPSON, "embeddings of training tasks, after the first reward from the posterior; never back along a way"),
+    _by(Exploration.BELIEF, "particles, ruled out by a learned reward decoder within the episode; never beyond what is known"),
 )
 
 ABLATIONS: Final = {method.name: method for method in _ALL}

@@ -17,8 +17,9 @@ from training.contract.bundle import Bundle
 from training.contract.errors import ConfigError
 from training.domains import open_domain
 from training.methods.ablations import ABLATIONS
-from training.methods.catalogue import METHODS
+from training.methods.catalogue import METHODS, SKILLET
 from training.methods.figure import plot_comparison
+from training.methods.meta_stage import needs_meta_training
 from training.methods.method import Method
 from training.methods.published import PUBLISHED
 from training.methods.report import FULL_RETURN, NEAR, MethodResults, summarise, tables
@@ -55,7 +56,7 @@ begin anew.
 
 examples:
   python -m training compare --config maze --bundle bundles/maze --methods skillet spirl --tasks test:3 --episodes 40
-  python -m training compare --config maze --bundle bundles/maze --methods skillet ablations --episodes 40 --out runs/ablations-maze
+  python -m training compare --config maze --bundle bundles/maze --methods skillet ablations --episodes 50 --out runs/ablations-maze
   python -m training compare --config maze --bundle bundles/maze --set meta.updates=4000 --seeds 0 1 2 --episodes 100 --jobs 2
 """
 
@@ -99,11 +100,11 @@ def compare(arguments: Sequence[str]) -> int:
     config = load_config(options.config, changes)
     out = options.out or Path("runs") / f"compare-{config.domain.name}"
     console = Console(stderr=True, highlight=False)
-    names = dict.fromkeys(name for given in options.methods for name in (ABLATIONS if given == _ABLATIONS else (given,)))
-    units = [Unit(RUNNABLE[name], meta, seed) for name in names for meta in options.meta_seeds for seed in options.seeds]
+    methods = _methods(options.methods, config, console)
+    units = [Unit(method, meta, seed) for method in methods for meta in options.meta_seeds for seed in options.seeds]
     setting = _setting(config, options, out, console)
     if options.jobs > 1:
-        _run_in_processes(units, arguments, options.jobs, console)
+        _run_in_processes(units, arguments, options.jobs, setting)
     else:
         for number, unit in enumerate(units, 1):
             console.print(f"compare: {number} of {len(units)}: {unit.method.label}, meta seed {unit.meta_seed}, seed {unit.seed}")
@@ -117,6 +118,18 @@ def compare(arguments: Sequence[str]) -> int:
         write_report(_whole(kept, out, console), config.domain.name, out)
         console.print(f"compare: see {out}/compare.md, {out}/compare.png and {out}/compare.json", soft_wrap=True)
     return 0
+
+
+def _methods(given: Sequence[str], config: TrainingConfig, console: Console) -> list[Method]:
+    """Those that were asked for; of all ablations, those that change something with this configuration. Refuses what cannot run with it."""
+    names = dict.fromkeys(name for each in given for name in (ABLATIONS if each == _ABLATIONS else (each,)))
+    same = [name for name in names if name not in given and RUNNABLE[name].is_same(SKILLET, config)]
+    if same:
+        console.print(f"compare: {', '.join(same)} would change nothing here, and will not be run", soft_wrap=True)
+    methods = [RUNNABLE[name] for name in names if name not in same]
+    for method in methods:
+        method.configure(config)
+    return methods
 
 
 def _whole(units: Sequence[Unit], out: Path, console: Console) -> list[Unit]:
@@ -166,13 +179,15 @@ def _start(config: TrainingConfig, options: argparse.Namespace, out: Path) -> St
     return start_from_run(run)
 
 
-def _run_in_processes(units: Sequence[Unit], arguments: Sequence[str], jobs: int, console: Console) -> None:
-    """One process for each method's meta-training and the sessions that start from it, so that no two write in one folder."""
+def _run_in_processes(units: Sequence[Unit], arguments: Sequence[str], jobs: int, setting: Setting) -> None:
+    """One process for each meta-training and the sessions that start from it, so that no two write in one folder."""
     groups: dict[tuple[str, int], list[str]] = {}
     for unit in units:
-        names = groups.setdefault((unit.method.shares, unit.meta_seed), [])
-        if unit.method.name not in names:
-            names.append(unit.method.name)
+        method, meta_seed = unit.method, unit.meta_seed
+        trains = needs_meta_training(SKILLET if method.explores_as_skillet else method, setting, meta_seed)
+        names = groups.setdefault((method.shares if trains else method.name, meta_seed), [])
+        if method.name not in names:
+            names.append(method.name)
     begin, end = [sys.executable, "-m", "training", "compare", *arguments], ["--jobs", "1", "--no-report"]
     commands = [[*begin, "--methods", *names, "--meta-seeds", str(meta), *end] for (_, meta), names in groups.items()]
     with ThreadPoolExecutor(jobs) as pool:

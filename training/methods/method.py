@@ -1,10 +1,13 @@
 """What makes a method, as a difference from Skillet's: what it starts from, what it leaves out, and which numbers it changes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from training.config import TrainingConfig
+from training.contract.errors import ConfigError
 from training.contract.exploration import Exploration
 from training.finetuning import Finetuner
 from training.meta_training import MetaTrainer
@@ -39,6 +42,8 @@ class Method:
     explores_until_rewarded: bool = True
     keeps_conditioning: bool = True
     """Whether fine-tuning learns from the conditioning episodes too."""
+    goes_beyond: bool = True
+    """Whether its sessions go beyond what they know: back along the way to a reward, or exploring with nothing left to gain."""
     finetunes: bool = True
     learner: type[Finetuner] = Finetuner
     changes: Changes = field(default_factory=dict)
@@ -54,7 +59,7 @@ class Method:
         return self.meta == _WITH_BELIEF and config.belief.particles > 0
 
     def configure(self, config: TrainingConfig) -> TrainingConfig:
-        """The configuration that the method runs with, from Skillet's."""
+        """The configuration that the method runs with, from Skillet's. Raises ConfigError where that has not what the method takes."""
         content = config.model_dump()
         if self.meta != _WITH_BELIEF and not self.explores_as_skillet and config.evaluate.exploration.takes_turns:
             content["evaluate"]["exploration"] = Exploration.SWITCHING
@@ -63,4 +68,12 @@ class Method:
                 content[section] |= values
         if not self.infers_task:  # it learns from its first episode, or from its first reward
             content["evaluate"]["conditioning_episodes"] = 1 if self.explores_as_skillet else 0
-        return TrainingConfig.model_validate(content)
+        try:
+            return TrainingConfig.model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"the method {self.name} cannot run with this configuration: {error.errors()[0]['msg']}") from error
+
+    def is_same(self, other: "Method", config: TrainingConfig) -> bool:
+        """Whether, with Skillet's ``config``, it does the same as another method."""
+        told = {"name": self.name, "label": self.label, "about": self.about, "changes": self.changes}
+        return replace(other, **told) == self and self.configure(config) == other.configure(config)

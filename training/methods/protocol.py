@@ -34,6 +34,8 @@ class MethodProtocol(TargetProtocol):
 
         super().__init__(config, networks, spec, simulator, new_learner if method.finetunes else None, belief)
         self.method = method
+        if not method.goes_beyond:
+            self.goes_beyond = self.takes_detours = self.goes_back = False
 
     def _phase(self, session: TargetSession, episode: int) -> Phase:
         if self.method.explores_until_rewarded:

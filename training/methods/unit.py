@@ -129,7 +129,7 @@ def _fingerprint(unit: Unit, config: TrainingConfig, setting: Setting) -> str:
     if not needs_meta_training(unit.method, setting, unit.meta_seed):
         content["meta"] = config.meta.policy_posterior_coefficient  # what networks that begin untrained begin with
     parts = [content, [list(task) for task in setting.test_tasks], setting.start.origin]
-    if unit.method.meta == "skillet" and not needs_meta_training(unit.method, setting, unit.meta_seed):
+    if unit.method.explores_as_skillet or (unit.method.meta == "skillet" and not needs_meta_training(unit.method, setting, unit.meta_seed)):
         parts.append(setting.start.networks_digest)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
