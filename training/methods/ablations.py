@@ -76,7 +76,7 @@ _ALL: Final = (
         SKILLET,
         name="full-spread",
         label="skills with the policy's whole spread",
-        about="skills are drawn at temperature 1, as all baselines draw them",
+        about="skills are drawn at temperature 1, as SiMPL draws them",
         changes={"evaluate": {"skill_temperature": 1.0}},
     ),
     _by(Exploration.PRIOR, "embeddings from N(0, I), one an episode, as SiMPL explores; never beyond what is known"),

@@ -2,8 +2,8 @@
 
 All of them share networks and their sizes, critics with LayerNorm, features of the state, replay, rollouts, the task encoder and how its
 contexts are drawn, offline data and skills. "The learner's improvements" are, in fine-tuning: a target bounded by observed returns, a share
-of each batch from the best episodes, a fixed number of gradient steps an episode, in the kitchen imitation of the best episodes. What
-infers its task learns from the first rewarded episode on, what does not (SPiRL, MTRL, SAC) from its first.
+of each batch from the best episodes, a fixed number of gradient steps an episode, in the kitchen imitation of the best episodes, and half
+of the policy's spread. What infers its task learns from the first rewarded episode on, what does not (SPiRL, MTRL, SAC) from its first.
 """
 
 from typing import Final
@@ -44,9 +44,9 @@ _TARGET: Final = {
     "batch": 256,
     "buffer": 20_000,
 }
-_PROTOCOL: Final = {"conditioning_episodes": 20, "exploration": "prior", "skill_temperature": 1.0}
-_OWN_NOISE: Final = {"skill_temperature": 1.0}
-"""Of methods that find rewards by their policy's noise alone."""
+_PROTOCOL: Final = {"conditioning_episodes": 20, "exploration": "prior"}
+_WHOLE_SPREAD: Final = {"skill_temperature": 1.0}
+"""Of methods that are as published, and of primitive actions, which find rewards by their noise alone. The others have Skillet's."""
 _COEFFICIENTS: Final = {
     "maze": {
         "meta": {
@@ -88,7 +88,7 @@ SIMPL: Final = Method(
     explores_until_rewarded=False,
     keeps_conditioning=False,
     learner=OneStepATransition,
-    changes={"meta": _OWN_LOSSES_ONLY, "finetuning": _TARGET, "evaluate": _PROTOCOL},
+    changes={"meta": _OWN_LOSSES_ONLY, "finetuning": _TARGET, "evaluate": _PROTOCOL | _WHOLE_SPREAD},
     domain_changes=_COEFFICIENTS,
 )
 
@@ -96,7 +96,7 @@ SIMPL_AIDED: Final = Method(
     "simpl-aided",
     "SiMPL, aided",
     "as SiMPL; its meta-training is helped by the return bound, a third of each batch from the best episodes, and Skillet's learning rate "
-    "and polyak",
+    "and polyak; skills are drawn with Skillet's share of the policy's spread",
     meta="simpl-aided",
     explores_until_rewarded=False,
     keeps_conditioning=False,
@@ -127,7 +127,6 @@ SPIRL: Final = Method(
     "skills and their prior, no meta-training: policy and critics begin untrained and learn from the first episode, with the learner's "
     "improvements",
     infers_task=False,
-    changes={"evaluate": _OWN_NOISE},
     domain_changes=_FROM_UNTRAINED_CRITICS,
 )
 
@@ -138,7 +137,6 @@ SPIRL_NOVELTY: Final = Method(
     "a meta-trained policy and task inference",
     infers_task=False,
     explores_as_skillet=True,
-    changes={"evaluate": _OWN_NOISE},
     domain_changes=_FROM_UNTRAINED_CRITICS,
 )
 
@@ -151,7 +149,7 @@ MTRL: Final = Method(
     trainer=MultiTaskTrainer,
     infers_task=False,
     # Nothing reads the encoder, so that it may be as small as it gets.
-    changes={"meta": _UNAIDED | {"posterior_context": 1, "prior_context": 1}, "evaluate": _OWN_NOISE},
+    changes={"meta": _UNAIDED | {"posterior_context": 1, "prior_context": 1}},
 )
 
 PEARL: Final = Method(
@@ -163,7 +161,7 @@ PEARL: Final = Method(
     primitive_actions=True,
     explores_until_rewarded=False,
     finetunes=False,
-    changes={"meta": _UNAIDED, "evaluate": _PROTOCOL},
+    changes={"meta": _UNAIDED, "evaluate": _PROTOCOL | _WHOLE_SPREAD},
 )
 
 PEARL_FT: Final = Method(
@@ -174,7 +172,7 @@ PEARL_FT: Final = Method(
     meta="pearl",
     primitive_actions=True,
     explores_until_rewarded=False,
-    changes={"meta": _UNAIDED, "evaluate": _PROTOCOL},
+    changes={"meta": _UNAIDED, "evaluate": _PROTOCOL | _WHOLE_SPREAD},
 )
 
 SAC: Final = Method(
@@ -184,7 +182,7 @@ SAC: Final = Method(
     "episode as with skills, so a tenth for each transition",
     primitive_actions=True,
     infers_task=False,
-    changes={"evaluate": _OWN_NOISE},
+    changes={"evaluate": _WHOLE_SPREAD},
 )
 
 METHODS: Final = {method.name: method for method in (SKILLET, SIMPL, SIMPL_AIDED, SPIRL, MTRL, PEARL, PEARL_FT, SAC, SPIRL_NOVELTY)}

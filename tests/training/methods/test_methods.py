@@ -301,3 +301,11 @@ def test_only_skillet_explores_so_and_goes_on_with_it_after_an_interruption(tmp_
     assert all(getattr(session, remembered) is not None for session in kept)
     run_unit(unit, setting, EPISODES, tmp_path / "parts")
     assert content(unit, tmp_path / "parts")["sessions"] == content(unit, tmp_path / "whole")["sessions"]
+
+
+def test_baselines_that_are_aided_draw_skills_as_skillet_does():
+    kitchen = load_config("kitchen")
+    drawn = {name: method.configure(kitchen).evaluate.skill_temperature for name, method in METHODS.items()}
+    aided = {"skillet", "simpl-aided", "spirl", "spirl-novelty", "mtrl"}
+    assert drawn == {name: kitchen.evaluate.skill_temperature if name in aided else 1.0 for name in METHODS}
+    assert kitchen.evaluate.skill_temperature != 1.0
