@@ -71,7 +71,9 @@ class Method:
         try:
             return TrainingConfig.model_validate(content)
         except ValidationError as error:
-            raise ConfigError(f"the method {self.name} cannot run with this configuration: {error.errors()[0]['msg']}") from error
+            raise ConfigError(
+                f"the method {self.name} cannot run with this configuration: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+            ) from error
 
     def is_same(self, other: "Method", config: TrainingConfig) -> bool:
         """Whether, with Skillet's ``config``, it does the same as another method."""

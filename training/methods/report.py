@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from training.methods.catalogue import SKILLET
 from training.methods.method import Method
 from training.methods.published import Curve
 from training.statistics import bootstrap_interval, task_means
@@ -92,9 +93,15 @@ class MethodResults:
         reached = np.flatnonzero(smooth >= level - 1e-9)
         return int(reached[0]) + 1 if len(reached) else None
 
+    def less_than(self, other: "MethodResults") -> NDArray[np.float64]:
+        """How much less its mean return [tasks] is than another method's on the same tasks, over the episodes that both have."""
+        shared = min(self.episodes, other.episodes)
+        return other.returns[:, :shared].mean(1) - self.returns[:, :shared].mean(1)
+
 
 def summarise(results: Sequence[MethodResults], level: float) -> dict[str, Any]:
     """Everything that the tables say, as JSON."""
+    own = next((found for found in results if found.method == SKILLET), None)
     return {
         found.method.name: {
             "label": found.method.label,
@@ -109,6 +116,7 @@ def summarise(results: Sequence[MethodResults], level: float) -> dict[str, Any]:
             "deterministic": {str(at): _interval(values) for at, values in found.deterministic.items()},
             "area": None if (area := found.area()) is None else _interval(area),
             "episodes_to_near": found.episodes_to(level),
+            "less_than_skillet": None if own is None or own is found else _interval(found.less_than(own)),
             "per_episode": found.returns.mean(0).round(4).tolist(),
             "costs": list(found.costs),
         }
@@ -132,6 +140,8 @@ def tables(summary: Mapping[str, Any], published: Mapping[str, Curve], level: fl
     lines.append(
         _row(f"episodes to {level:g}", *("never" if m["episodes_to_near"] is None else str(m["episodes_to_near"]) for m in methods))
     )
+    if any(m["less_than_skillet"] for m in methods):
+        lines.append(_row("less than Skillet, task by task, all shared episodes", *(_cell(m["less_than_skillet"]) for m in methods)))
     lines.append(_row("runs (meta seeds, seeds)", *(f"{m['runs']} ({m['meta_seeds']}, {m['seeds']})" for m in methods)))
     lines.append(_row("episodes", *(str(m["episodes"]) for m in methods)))
     if measured := sorted({int(at) for m in methods for at in m["deterministic"]}):

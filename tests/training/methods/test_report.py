@@ -50,6 +50,17 @@ def test_single_figures(found):
     assert MethodResults.of(METHODS["sac"], [unit([[0.0] * 29])]).area() is None
 
 
+def test_how_much_less_than_skillet_is_told_task_by_task_over_the_episodes_that_both_have():
+    own = MethodResults.of(METHODS["skillet"], [unit([[1.0] * 60, [0.5] * 60])])
+    other = MethodResults.of(METHODS["mtrl"], [unit([[0.8] * 40, [0.3] * 40])])
+    summary = summarise([own, other], 0.9)
+    assert summary["skillet"]["less_than_skillet"] is None
+    assert summary["mtrl"]["less_than_skillet"] == pytest.approx({"mean": 0.2, "low": 0.2, "high": 0.2})  # only tasks differ
+    assert "| less than Skillet, task by task, all shared episodes |  | 0.20 (0.20 to 0.20) |" in tables(summary, {}, 0.9)
+    assert summarise([other], 0.9)["mtrl"]["less_than_skillet"] is None
+    assert "less than Skillet" not in tables(summarise([other], 0.9), {}, 0.9)
+
+
 @pytest.mark.parametrize("seeds", [1, 8])
 def test_more_runs_of_the_same_tasks_do_not_narrow_the_interval(seeds):
     mixed = MethodResults.of(METHODS["spirl"], [unit([[0.0] * 60, [1.0] * 60], seed) for seed in range(seeds)])
@@ -64,7 +75,7 @@ def test_each_meta_training_seed_counts_as_much_as_another():
 
 
 def test_the_tables_set_methods_beside_each_other_and_the_published_points(found):
-    other = MethodResults.of(METHODS["sac"], [unit([[0.0] * 60], cost=COST | {"meta": None})])
+    other = MethodResults.of(METHODS["sac"], [unit([[0.0] * 60] * 2, cost=COST | {"meta": None})])
     text = tables(summarise([found, other], 0.9), {"SiMPL (published)": {20: 0.43, 40: 0.7}}, 0.9)
     rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
     assert ["after episode", "Skillet", "SAC", "SiMPL (published)"] in rows
