@@ -13,8 +13,8 @@ import pytest
 import urllib3
 import yaml
 
-from service.__main__ import read_settings
 from service.redis_server import EmbeddedRedis
+from service.supervisor import read_settings
 from tests.clients.servers import free_port
 from tests.faults.robots import Robot, identical, join, run_all, twins_of
 from tests.service.running import RunningService

@@ -76,6 +76,29 @@ def test_ctrl_c_while_starting_leaves_no_process(tiny_bundle: Bundle, tmp_path: 
     await_end(mentioning(tmp_path))
 
 
+def test_ctrl_c_during_the_imports_is_not_lost_where_python_ignores_exceptions(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import os, signal, sys
+
+class InDestructor:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(100_000))  # Python's own handler runs in here, where what it raises is ignored
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "service.settings":
+            InDestructor()
+
+sys.meta_path.insert(0, Finder())
+"""
+    )
+    environment = clean_environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    process = subprocess.run(command(tiny_bundle.path, tmp_path / "data"), env=environment, timeout=60, check=False)
+    assert process.returncode == -signal.SIGINT
+
+
 def test_ctrl_c_while_a_client_waits_ends_soon_and_cleanly(tiny_bundle: Bundle, tmp_path: Path) -> None:
     with RunningService(tiny_bundle.path, tmp_path, "--no-learner") as service:
         driver = Driver(Remote(service), conditioning_episodes=1)  # type: ignore[arg-type]
