@@ -108,7 +108,7 @@ class MetaConfig(Frozen):
         default=None, gt=0, description="physics step of its episodes where MuJoCo simulates them; None: the environment's own"
     )
     blind_updates: int = Field(
-        default=0, ge=0, description="first updates, in which no task shows a context: what is of use in all tasks is learned first"
+        default=0, ge=0, description="first updates, in which no task has an embedding: what is of use in all tasks is learned first"
     )
     prior_tasks: int = Field(default=3, gt=0, description="tasks per update whose embedding comes from a small context")
     posterior_tasks: int = Field(default=12, gt=0, description="tasks per update whose embedding comes from a large context")

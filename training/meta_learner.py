@@ -57,6 +57,14 @@ class MetaNetworks:
             module.to(device)
         return self
 
+    @torch.no_grad()
+    def forget_embedding(self) -> None:
+        """Zero the weights with which policy and critics read the task embedding: it makes no difference to them, until they learn it."""
+        dim = self.encoder.embedding_dim
+        self.policy.net[0].weight[:, -dim:] = 0.0  # [out, in]
+        for critic in (self.critic, self.target_critic):
+            critic.net.layers[0].weight[:, -dim:] = 0.0  # [M, in, out]
+
     def modules(self) -> dict[str, torch.nn.Module]:
         """By name, for checkpoints."""
         return {
@@ -113,8 +121,9 @@ class MetaLearner:
     ) -> dict[str, Tensor]:
         """One step of critics and encoder, actor, and coefficients. Returns detached scalar metrics.
 
-        ``blind``: all embeddings come from N(0, I), so that policy and critics learn what is of use in all tasks. ``imitation``: weight of
-        imitating what is `imitated`, in the losses of the actor and of the encoder, as the skills tell tasks apart too; not while blind.
+        ``blind``: no task has an embedding (all are zero), so that policy and critics learn what is of use in all tasks, undisturbed. With
+        weights that begin at zero (`MetaNetworks.forget_embedding`) they act the same under any. ``imitation``: weight of imitating what is
+        `imitated`, in the losses of the actor and of the encoder, as the skills tell tasks apart too; not while blind.
         """
         config, networks = self.config, self.networks
         tasks, few, many = self._choose_tasks(replay)
@@ -125,6 +134,8 @@ class MetaLearner:
         mean, std = self._encode(contexts, few, many, blind=blind)  # [T, E]
         # One embedding for every transition, not one for a task: the policy learns to act under the whole posterior.
         embedding = mean[groups] + std[groups] * torch.randn(len(groups), mean.shape[-1], device=self.device)
+        if blind:
+            embedding = torch.zeros_like(embedding)
         alpha = torch.where(is_prior, self.policy_prior(), self.policy_posterior())
 
         target = critic_target(

@@ -57,6 +57,8 @@ class MetaTrainer:
         state_dim = len(skills.features.mean)
         self.layout = ContextLayout(state_dim, config.skills.skill_dim)
         self.networks = MetaNetworks.fresh(skills, self.layout, config.networks)
+        if config.meta.blind_updates:
+            self.networks.forget_embedding()
         self.learner = MetaLearner(self.networks, config.meta, len(tasks), config.seed, device)
         self.replay = TaskReplay(len(tasks), config.meta.buffer_per_task, self.layout, config.meta.discount)
         self.relabeller = Relabeller(simulator, tasks, self.layout, config.skills.horizon)

@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from training.meta_training import MetaTrainer
-from training.networks.critic import SkillCritic
-from training.networks.meta_policy import MetaPolicy
 
 
 class MultiTaskTrainer(MetaTrainer):
@@ -15,27 +12,12 @@ class MultiTaskTrainer(MetaTrainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        dim = self.config.networks.task_embedding_dim
-        blind(self.networks.policy, dim)
-        blind(self.networks.critic, dim)
-        blind(self.networks.target_critic, dim)
+        self.networks.forget_embedding()
+        for weight in (self.networks.policy.net[0].weight, self.networks.critic.net.layers[0].weight):
+            _keep_zeros(weight)
 
 
-def blind(network: MetaPolicy | SkillCritic, embedding_dim: int) -> None:
-    """Hold the weights of the last ``embedding_dim`` inputs at zero, those of the task embedding."""
-    if isinstance(network, MetaPolicy):
-        weight: nn.Parameter = network.net[0].weight  # [out, in]
-        mask = torch.ones_like(weight)
-        mask[:, -embedding_dim:] = 0.0
-    else:
-        weight = network.net.layers[0].weight  # [M, in, out]
-        mask = torch.ones_like(weight)
-        mask[:, -embedding_dim:] = 0.0
-    with torch.no_grad():
-        weight.mul_(mask)
-
-    def masked(gradient: Tensor) -> Tensor:
-        return gradient * mask.to(gradient.device)
-
-    if weight.requires_grad:
-        weight.register_hook(masked)
+def _keep_zeros(weight: nn.Parameter) -> None:
+    """Let no gradient change those of the weights that are zero now."""
+    mask = (weight.detach() != 0).to(weight.dtype)
+    weight.register_hook(lambda gradient: gradient * mask.to(gradient.device))
