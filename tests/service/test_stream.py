@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -271,11 +273,16 @@ def test_a_client_that_does_not_read_is_held_back_and_then_gets_every_reply_in_o
 
         async def send(client: ClientConnection) -> None:
             nonlocal sent
-            for _ in range(500):  # more than the sockets hold
+            for _ in range(500):  # replies of 9 MB, more than the sockets hold
                 await client.send(frame)
                 sent += 1
 
-        async with connect(address, compression=None) as client:
+        url = urlsplit(address)
+        connection = socket.socket()
+        # Before connecting: of a size that the kernel does not let grow. The service's own side may grow to 4 MB.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.connect((url.hostname, url.port))
+        async with connect(address, compression=None, sock=connection) as client:
             for first in asked:
                 await client.send(msgspec.msgpack.encode(first))
                 assert msgspec.msgpack.decode(await client.recv())["status"] < 300
