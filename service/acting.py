@@ -30,9 +30,9 @@ def learning_due(session: Session) -> bool:
     return session.finetuning and session.episodes_completed > 0 and phase is not Phase.EXPLORING and not forced_still
 
 
-def explores_posterior(session: Session, phase: Phase) -> bool:
-    """Whether an episode in ``phase`` explores with an embedding from the task posterior."""
-    return session.exploration.asks_posterior(phase, rewarded=session.rewarded)
+def explores_posterior(session: Session, phase: Phase, episode: int) -> bool:
+    """Whether episode number ``episode``, in ``phase``, explores with an embedding from the task posterior."""
+    return session.exploration.asks_posterior(phase, episode=episode, rewarded=session.rewarded)
 
 
 def begin_episode(
@@ -50,7 +50,7 @@ def begin_episode(
         conditioning_episodes=session.conditioning_episodes,
         task_embedding_dim=len(posterior.mean),
         exploration=session.exploration,
-        posterior=(posterior.mean, posterior.scale) if explores_posterior(session, phase) else None,
+        posterior=(posterior.mean, posterior.scale) if explores_posterior(session, phase, session.episode) else None,
         candidates=candidates,
     )
     session.phase, session.use_skill_prior, session.episode_open = phase, plan.use_skill_prior, True

@@ -69,12 +69,13 @@ class StepLoop:
                     continue
                 self.grew(loaded, changes, networks)
             phase = acting.next_phase(loaded.session, loaded.current_version)
-            posterior, candidates = task_prior(networks.spec.task_embedding_dim), None
-            if phase is not Phase.EXPLORING or acting.explores_posterior(loaded.session, phase):
+            episode, posterior, candidates = loaded.session.episode + 1, task_prior(networks.spec.task_embedding_dim), None
+            explores_posterior = acting.explores_posterior(loaded.session, phase, episode)
+            if phase is not Phase.EXPLORING or explores_posterior:
                 posterior = await self._adaptation.posterior(loaded, networks)
-            if acting.explores_posterior(loaded.session, phase):
+            if explores_posterior:
                 candidates = await self._adaptation.candidates(loaded, networks, posterior)
-            answer = schemas.EpisodeStarted(loaded.session.episode + 1, phase, loaded.session.ended)
+            answer = schemas.EpisodeStarted(episode, phase, loaded.session.ended)
             acting.begin_episode(loaded.session, phase, posterior, candidates, await self._adaptation.way_back(loaded, networks))
             if key is not None:
                 loaded.session.started = [*loaded.session.started, StartedEpisode(key, answer)][-_KEPT_STARTS:]

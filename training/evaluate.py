@@ -226,7 +226,8 @@ class TargetProtocol:
     def _plan(self, session: TargetSession, episode: int) -> EpisodePlan:
         config = self.config.evaluate
         phase = self._phase(session, episode)
-        posterior = self._posterior(session) if config.exploration.asks_posterior(phase, rewarded=session.rewarded) else None
+        asks = config.exploration.asks_posterior(phase, episode=episode, rewarded=session.rewarded)
+        posterior = self._posterior(session) if asks else None
         return plan_episode(
             phase,
             seed=session.seed,

@@ -173,6 +173,7 @@ def test_thompson_exploration_draws_from_the_posterior_once_there_was_a_reward(a
     first = driver.run_episode(final_reward=0.0)
     assert {reply["task_version"] for reply in first} == {0}
     driver.run_episode(final_reward=1.0)
+    assert {reply["task_version"] for reply in driver.run_episode(final_reward=1.0)} == {0}  # which keeps to the task prior
     task, session = driver.get("/task"), driver.get()
     episode = driver.start()["episode"]
     reply = driver.act(episode, 0, state(episode, 0))

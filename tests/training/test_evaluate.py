@@ -231,8 +231,14 @@ def test_a_detour_takes_a_few_skills_of_the_skill_prior_after_what_it_waits_for_
 
 def test_before_the_first_reward_thompson_sampling_draws_particles(exported, meta_networks, acted):
     run(exported, meta_networks, TwoSidedWorld(end=50.0), finetuning=False, belief=BELIEF, exploration="thompson", episodes=K)
-    drawn = [embedding.tolist() for embeddings, _, _ in acted for embedding in embeddings]
-    assert {tuple(embedding) for embedding in drawn} == {tuple(particle) for particle in PARTICLES.tolist()}
+    drawn = [[tuple(embedding) for embedding in embeddings.tolist()] for embeddings, _, _ in acted]
+    particles, sessions = {tuple(particle) for particle in PARTICLES.tolist()}, [(seed, task) for seed in SEEDS for task in TASKS]
+    for episode, embeddings in enumerate(drawn):
+        if episode % 2:
+            assert set(embeddings) <= particles
+        else:
+            assert embeddings == [tuple(drawn_embedding("thompson", seed, episode, 0, E).tolist()) for seed, _ in sessions]
+    assert {embedding for embeddings in drawn[1::2] for embedding in embeddings} == particles
 
 
 def test_a_rewarded_session_learns_from_all_its_episodes_once_it_has_conditioned(exported, meta_networks, acted):

@@ -99,15 +99,21 @@ def test_a_plan_begins_with_the_first_drawn_embedding(exploration):
 
 
 def test_thompson_exploration_is_switching_until_there_is_a_reward():
-    assert not Exploration.THOMPSON.asks_posterior(Phase.EXPLORING, rewarded=False)
+    assert not any(Exploration.THOMPSON.asks_posterior(Phase.EXPLORING, episode=episode, rewarded=False) for episode in range(K))
     drawn = [drawn_embedding(Exploration.THOMPSON, 7, 1, skill, 2).tobytes() for skill in range(3 * SWITCH_SKILLS)]
     assert drawn == [drawn_embedding(Exploration.SWITCHING, 7, 1, skill, 2).tobytes() for skill in range(3 * SWITCH_SKILLS)]
 
 
-def test_thompson_exploration_then_draws_from_the_posterior_anew_for_each_episode():
-    assert Exploration.THOMPSON.asks_posterior(Phase.EXPLORING, rewarded=True)
-    assert not Exploration.THOMPSON.asks_posterior(Phase.FINETUNING, rewarded=True)
-    assert not Exploration.SWITCHING.asks_posterior(Phase.EXPLORING, rewarded=True)
+def test_thompson_exploration_then_asks_the_posterior_in_every_second_episode():
+    asked = [Exploration.THOMPSON.asks_posterior(Phase.EXPLORING, episode=episode, rewarded=True) for episode in range(6)]
+    assert asked == [False, True] * 3
+    for episode in range(6):
+        assert not Exploration.THOMPSON.asks_posterior(Phase.FINETUNING, episode=episode, rewarded=True)
+        assert not Exploration.SWITCHING.asks_posterior(Phase.EXPLORING, episode=episode, rewarded=True)
+        assert Exploration.BELIEF.asks_posterior(Phase.EXPLORING, episode=episode, rewarded=True)
+
+
+def test_thompson_exploration_draws_from_the_posterior_anew_for_each_episode():
     mean, scale = np.array([3.0, -5.0], np.float32), np.array([0.1, 2.0], np.float32)
 
     def plan(episode, seed=7):

@@ -1,9 +1,9 @@
 """Which task embedding an episode acts with: the same rule offline and in the service (SiMPL, section 4.3).
 
-A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I), or, by Thompson sampling, from what
-the episodes before it say of the task. If none of them brought any reward there is nothing to infer a task from, so it goes on exploring,
-every second episode with the plain skill prior (which reaches places that no training task asks for) unless it explores by novelty, until
-the first reward comes. From then on it acts with the posterior's mean.
+A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I), or, by Thompson sampling, in turn
+from that and from what the episodes before say of the task. If none of them brought any reward there is nothing to infer a task from, so
+it goes on exploring, every second episode with the plain skill prior (which reaches places that no training task asks for) unless it
+explores by novelty, until the first reward comes. From then on it acts with the posterior's mean.
 All randomness derives from (session seed, episode, step), so a session that is recovered or replayed acts the same.
 """
 
@@ -57,10 +57,12 @@ class Exploration(StrEnum):
     ``prior``: one for a whole episode, as SiMPL does. ``switching``: a new one every `SWITCH_SKILLS` skills, so that a long episode without
     reward tries several tasks rather than staying at one that is not the right one. ``thompson``: as ``switching`` until the first reward,
     then one for a whole episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019,
-    section 4.2), so that exploring goes on where the task is likely to be. Where the bundle has particles, embeddings of training tasks,
-    they take the place of N(0, I); and where the task shows bit by bit (``finetuning.infer_again``), they are acted with, in any episode,
-    from the moment that there is nothing left to gain by what the session knows (`nothing_left`), for more can only come from what it has
-    not tried; and with ``finetuning.detours``, while no episode completes its task, some take a detour on the way there (`detour_after`).
+    section 4.2), so that exploring goes on where the task is likely to be; but every second episode, the first among them, stays with
+    N(0, I), since a posterior that is sure too early repeats what brings no more (`_doubts`). In the others, until the first reward, the
+    bundle's particles, embeddings of training tasks, take the place of N(0, I) where it has them. And where the task shows bit by bit
+    (``finetuning.infer_again``) particles are acted with, in any episode, from the moment that there is nothing left to gain by what the
+    session knows (`nothing_left`), for more can only come from what it has not tried; and with ``finetuning.detours``, while no episode
+    completes its task, some take a detour on the way there (`detour_after`).
     ``belief``: until the first reward it follows particles of a belief over tasks, and gives one up for another as soon as what was
     seen rules it out (`training.contract.belief`); then the posterior's mean, and while no reward comes, draws from the posterior in
     turn that explain the rewards so far. ``novelty``: until the first reward it plans to go where it has not been
@@ -83,14 +85,21 @@ class Exploration(StrEnum):
         best = max(returns[-RECENT_EPISODES:], default=0.0)
         return self is Exploration.THOMPSON and 0 < best <= earned + _ROUNDING
 
-    def asks_posterior(self, phase: Phase, *, rewarded: bool) -> bool:
-        """Whether an episode in ``phase`` explores with an embedding from the session's posterior."""
-        return phase is Phase.EXPLORING and rewarded and (self is Exploration.THOMPSON or self.takes_turns)
+    def asks_posterior(self, phase: Phase, *, episode: int, rewarded: bool) -> bool:
+        """Whether episode number ``episode`` (from 0), in ``phase``, explores with an embedding from the session's posterior."""
+        if phase is not Phase.EXPLORING or not rewarded:
+            return False
+        return self.takes_turns or (self is Exploration.THOMPSON and not _doubts(episode))
 
     @property
     def takes_turns(self) -> bool:
         """Whether, once rewarded, embeddings that explain the rewards take turns."""
         return self in (Exploration.BELIEF, Exploration.NOVELTY)
+
+
+def _doubts(episode: int) -> bool:
+    """Whether Thompson sampling leaves this episode to the task prior, whatever the posterior says."""
+    return episode % 2 == 0
 
 
 @dataclass(frozen=True)
@@ -163,11 +172,11 @@ def exploratory_embedding(
     rewarded: bool,
     task_embedding_dim: int,
 ) -> tuple[Floats, Following | None]:
-    """The embedding [E] with which a session that knows nothing of its task chooses skill number ``skill_index``, in ``state`` [S].
+    """The embedding [E] of a session that knows nothing of its task, or doubts what it knows, for skill ``skill_index`` in ``state`` [S].
 
     With it, where that comes from the belief, what the session follows now; ``before``: what it followed (None: nothing yet).
     """
-    if belief is not None and exploration is Exploration.THOMPSON:
+    if belief is not None and exploration is Exploration.THOMPSON and not _doubts(episode):
         return belief.at_random(seed=seed, episode=episode, turn=skill_index // SWITCH_SKILLS), None
     if belief is None or exploration is not Exploration.BELIEF:
         return drawn_embedding(exploration, seed, episode, skill_index, task_embedding_dim), None
