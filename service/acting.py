@@ -50,6 +50,7 @@ def begin_episode(
         conditioning_episodes=session.conditioning_episodes,
         task_embedding_dim=len(posterior.mean),
         exploration=session.exploration,
+        rewarded=session.rewarded,
         posterior=(posterior.mean, posterior.scale) if explores_posterior(session, phase, session.episode) else None,
         candidates=candidates,
     )

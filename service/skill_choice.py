@@ -113,12 +113,13 @@ def _note_version(session: Session, version: int, networks: Networks) -> None:
 
 
 def _explored(session: Session, state: Floats, networks: Networks) -> Floats:
-    """The embedding [E] of a session that knows nothing of its task yet, for one skill."""
+    """The embedding [E] that is not inferred, for one skill."""
     spec, belief = networks.spec, networks.belief
     before = None if session.followed is None or belief is None else following(session, belief)
     embedding, now = exploratory_embedding(
         session.exploration, belief, before, state, seed=session.seed, episode=session.episode,
-        skill_index=session.act_step // spec.skill_horizon, rewarded=session.rewarded, task_embedding_dim=spec.task_embedding_dim,
+        skill_index=session.act_step // spec.skill_horizon, conditioning_episodes=session.conditioning_episodes, rewarded=session.rewarded,
+        task_embedding_dim=spec.task_embedding_dim,
     )  # fmt: skip
     if now is not None:
         session.followed = Followed(pack_rows(now.plausibility), now.particle, now.since, now.hope)

@@ -213,13 +213,14 @@ class TargetProtocol:
         return {"seed": session.seed, "episode": episode, "skill_index": skill_index, "skill_dim": self.spec.skill_dim}
 
     def _explored(self, session: TargetSession, state: Floats, episode: int, skill_index: int, *, plain: bool) -> Floats:
-        """The embedding [E] of a session that has no reward yet, for one skill; of the ``plain`` skill prior, which looks at none."""
+        """The embedding [E] that is not inferred, for one skill; of the ``plain`` skill prior, which looks at none."""
         dim = self.spec.task_embedding_dim
         if plain:
             return np.zeros(dim, np.float32)
         embedding, session.following = exploratory_embedding(
             self.config.evaluate.exploration, self.belief, session.following, state, seed=session.seed, episode=episode,
-            skill_index=skill_index, rewarded=session.rewarded, task_embedding_dim=dim,
+            skill_index=skill_index, conditioning_episodes=self.config.evaluate.conditioning_episodes, rewarded=session.rewarded,
+            task_embedding_dim=dim,
         )  # fmt: skip
         return embedding
 
@@ -235,6 +236,7 @@ class TargetProtocol:
             conditioning_episodes=config.conditioning_episodes,
             task_embedding_dim=self.spec.task_embedding_dim,
             exploration=config.exploration,
+            rewarded=session.rewarded,
             posterior=posterior,
             candidates=None if posterior is None else self._candidates(session, episode, *posterior),
         )

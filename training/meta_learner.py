@@ -135,7 +135,7 @@ class MetaLearner:
         # One embedding for every transition, not one for a task: the policy learns to act under the whole posterior.
         embedding = mean[groups] + std[groups] * torch.randn(len(groups), mean.shape[-1], device=self.device)
         if blind:
-            embedding = torch.zeros_like(embedding)
+            embedding = torch.zeros_like(embedding)  # drawn all the same: the same numbers follow
         alpha = torch.where(is_prior, self.policy_prior(), self.policy_posterior())
 
         target = critic_target(

@@ -173,7 +173,13 @@ def test_thompson_exploration_draws_from_the_posterior_once_there_was_a_reward(a
     first = driver.run_episode(final_reward=0.0)
     assert {reply["task_version"] for reply in first} == {0}
     driver.run_episode(final_reward=1.0)
-    assert {reply["task_version"] for reply in driver.run_episode(final_reward=1.0)} == {0}  # which keeps to the task prior
+    kept = driver.run_episode(final_reward=1.0)  # number 2 keeps to the task prior
+    assert {reply["task_version"] for reply in kept} == {0}
+    embedding = drawn_embedding(Exploration.THOMPSON, 7, 2, 0, 2)
+    skill = tiny_networks.meta_policy.choose_skill(
+        np.array(state(2, 0), np.float32), embedding, skill_noise(7, 2, 0, 3), use_skill_prior=False
+    )
+    assert kept[0]["action"] == tiny_networks.decode(np.array(state(2, 0), np.float32), skill).tolist()
     task, session = driver.get("/task"), driver.get()
     episode = driver.start()["episode"]
     reply = driver.act(episode, 0, state(episode, 0))

@@ -277,6 +277,20 @@ def test_after_conditioning_the_posterior_of_the_whole_context_acts(exported, me
         torch.testing.assert_close(acted[episode][0][index], mean[0])
 
 
+def test_rewarded_thompson_sampling_takes_the_prior_and_the_posterior_in_turn(exported, meta_networks, acted):
+    sessions, asked = run(exported, meta_networks, exploration="thompson", finetuning=False, conditioning_episodes=6, episodes=6), 0
+    for index, session in enumerate(sessions):
+        for episode, (embeddings, _, _) in enumerate(acted):
+            drawn = torch.from_numpy(drawn_embedding("prior", session.seed, episode, 0, E))
+            if episode % 2 and any(session.successes[:episode]):
+                rows = select_context(np.concatenate(session.context[:episode]), LAYOUT, MAX_CONTEXT)
+                with torch.no_grad():
+                    mean, scale = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))
+                drawn, asked = mean[0] + scale[0] * drawn, asked + 1
+            torch.testing.assert_close(embeddings[index], drawn)
+    assert asked > 0
+
+
 def test_a_session_without_reward_goes_on_exploring_and_learns_nothing(exported, meta_networks, acted):
     sessions = run(exported, meta_networks, TwoSidedWorld(end=50.0))
     assert all(session.learner is None for session in sessions)

@@ -9,6 +9,7 @@ from training.contract.exploration import (
     automatic_phase,
     detour_after,
     drawn_embedding,
+    exploratory_embedding,
     plan_episode,
     skill_noise,
 )
@@ -16,8 +17,8 @@ from training.contract.exploration import (
 K = 3
 
 
-def plan(phase, episode, seed=7):
-    return plan_episode(phase, seed=seed, episode=episode, conditioning_episodes=K, task_embedding_dim=2)
+def plan(phase, episode, seed=7, rewarded=False, **options):
+    return plan_episode(phase, seed=seed, episode=episode, conditioning_episodes=K, task_embedding_dim=2, rewarded=rewarded, **options)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_prior_exploration_keeps_its_embedding_for_the_episode():
 
 @pytest.mark.parametrize("exploration", Exploration)
 def test_a_plan_begins_with_the_first_drawn_embedding(exploration):
-    made = plan_episode(Phase.EXPLORING, seed=7, episode=2, conditioning_episodes=K, task_embedding_dim=2, exploration=exploration)
+    made = plan(Phase.EXPLORING, 2, exploration=exploration)
     np.testing.assert_array_equal(made.task_embedding, drawn_embedding(exploration, 7, 2, 0, 2))
 
 
@@ -116,26 +117,43 @@ def test_thompson_exploration_then_asks_the_posterior_in_every_second_episode():
 def test_thompson_exploration_draws_from_the_posterior_anew_for_each_episode():
     mean, scale = np.array([3.0, -5.0], np.float32), np.array([0.1, 2.0], np.float32)
 
-    def plan(episode, seed=7):
-        return plan_episode(
-            Phase.EXPLORING, seed=seed, episode=episode, conditioning_episodes=2000, task_embedding_dim=2,
-            exploration=Exploration.THOMPSON, posterior=(mean, scale),
-        )  # fmt: skip
+    def made(episode, seed=7):
+        return plan(Phase.EXPLORING, episode, seed, rewarded=True, exploration=Exploration.THOMPSON, posterior=(mean, scale))
 
-    drawn = np.stack([plan(episode).task_embedding for episode in range(2000)])
-    assert plan(3).inferred
+    drawn = np.stack([made(episode).task_embedding for episode in range(2000)])
+    assert made(3).inferred
     assert drawn.dtype == np.float32
     np.testing.assert_allclose(drawn.mean(0), mean, atol=0.15)
     np.testing.assert_allclose(drawn.std(0), scale, rtol=0.1)
-    np.testing.assert_array_equal(plan(3).task_embedding, drawn[3])
-    assert not np.array_equal(plan(3, seed=8).task_embedding, drawn[3])
+    np.testing.assert_array_equal(made(3).task_embedding, drawn[3])
+    assert not np.array_equal(made(3, seed=8).task_embedding, drawn[3])
 
 
-def test_thompson_exploration_in_overtime_without_reward_still_takes_the_skill_prior():
-    made = plan_episode(
-        Phase.EXPLORING, seed=7, episode=K + 1, conditioning_episodes=K, task_embedding_dim=2, exploration=Exploration.THOMPSON
-    )
-    assert made.use_skill_prior
+class Particles:
+    """What a belief offers here: particles that say which episode and turn drew them."""
+
+    def at_random(self, *, seed, episode, turn):
+        return np.array([episode, turn], np.float32)
+
+
+@pytest.mark.parametrize("conditioning_episodes", [4, 5])
+def test_thompson_exploration_without_reward_takes_prior_and_particles_in_turn_then_skill_prior_and_particles(conditioning_episodes):
+    def kind(episode, *, rewarded=False):
+        how = {"seed": 7, "episode": episode, "conditioning_episodes": conditioning_episodes, "task_embedding_dim": 2, "rewarded": rewarded}
+        made = plan_episode(Phase.EXPLORING, exploration=Exploration.THOMPSON, **how)
+        assert not made.inferred
+        if made.use_skill_prior:
+            return "skill prior"
+        drawn, _ = exploratory_embedding(Exploration.THOMPSON, Particles(), None, np.zeros(4), skill_index=2 * SWITCH_SKILLS, **how)
+        if drawn.tolist() == [episode, 2]:
+            return "particle"
+        np.testing.assert_array_equal(drawn, drawn_embedding(Exploration.THOMPSON, 7, episode, 2 * SWITCH_SKILLS, 2))
+        return "N(0, I)"
+
+    found = [kind(episode) for episode in range(conditioning_episodes + 4)]
+    assert found == (["N(0, I)", "particle"] * 3)[:conditioning_episodes] + ["particle", "skill prior"] * 2
+    # A client may make a session go on exploring when there were rewards: then every second episode has the posterior, the others this.
+    assert {kind(episode, rewarded=True) for episode in range(0, conditioning_episodes + 4, 2)} == {"N(0, I)"}
 
 
 def detours(episodes, *, exploration=Exploration.THOMPSON, returns=(3.0,), completed=(False,), seed=7):

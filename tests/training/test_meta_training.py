@@ -217,18 +217,18 @@ def test_blind_updates_teach_policy_and_critics_but_not_the_encoder(tmp_path):
 def test_while_blind_policy_and_critics_make_no_difference_between_embeddings_and_learn_it_after_that(tmp_path):
     def differs():
         states, skills = torch.randn(8, S), torch.randn(8, made.layout.skill_dim)
-        embeddings = torch.zeros(8, E), torch.randn(8, E)
-        policy = [made.networks.policy(states, embedding)[0] for embedding in embeddings]
-        critic = [made.networks.critic(states, skills, embedding) for embedding in embeddings]
-        return [not torch.equal(*policy), not torch.equal(*critic)]
+        networks, embeddings = made.networks, (torch.zeros(8, E), torch.randn(8, E))
+        policy = [networks.policy(states, embedding)[0] for embedding in embeddings]
+        critics = [[critic(states, skills, e) for e in embeddings] for critic in (networks.critic, networks.target_critic)]
+        return [not torch.equal(*answers) for answers in (policy, *critics)]
 
     made = trainer(tmp_path, blind_updates=2)
     made.collect()
     for _ in range(2):
         made.learner.update(made.replay, made.replay, blind=True)
-        assert differs() == [False, False]
+        assert differs() == [False] * 3
     made.learner.update(made.replay, made.replay)
-    assert differs() == [True, True]
+    assert differs() == [True] * 3
 
 
 def test_the_first_updates_are_blind(tmp_path, monkeypatch):

@@ -55,14 +55,14 @@ class Exploration(StrEnum):
     """How conditioning episodes choose their embeddings.
 
     ``prior``: one for a whole episode, as SiMPL does. ``switching``: a new one every `SWITCH_SKILLS` skills, so that a long episode without
-    reward tries several tasks rather than staying at one that is not the right one. ``thompson``: as ``switching`` until the first reward,
-    then one for a whole episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019,
-    section 4.2), so that exploring goes on where the task is likely to be; but every second episode, the first among them, stays with
-    N(0, I), since a posterior that is sure too early repeats what brings no more (`_doubts`). In the others, until the first reward, the
-    bundle's particles, embeddings of training tasks, take the place of N(0, I) where it has them. And where the task shows bit by bit
-    (``finetuning.infer_again``) particles are acted with, in any episode, from the moment that there is nothing left to gain by what the
-    session knows (`nothing_left`), for more can only come from what it has not tried; and with ``finetuning.detours``, while no episode
-    completes its task, some take a detour on the way there (`detour_after`).
+    reward tries several tasks rather than staying at one that is not the right one. ``thompson``: the first conditioning episode and every
+    second after it as ``switching``; the others, once there was a reward, by one embedding from the posterior of all complete episodes
+    (Thompson sampling, as in PEARL: Rakelly et al. 2019, section 4.2), so that exploring goes on where the task is likely to be, but not
+    there alone: a posterior that is sure too early repeats what brings no more. Until the first reward these others switch as well, between
+    the bundle's particles, embeddings of training tasks, where it has them. Where the task shows bit by bit (``finetuning.infer_again``),
+    particles are acted with, in any episode, from the moment that there is nothing left to gain by what the session knows (`nothing_left`),
+    for more can only come from what it has not tried; and with ``finetuning.detours``, while no episode completes its task, some take a
+    detour on the way there (`detour_after`).
     ``belief``: until the first reward it follows particles of a belief over tasks, and gives one up for another as soon as what was
     seen rules it out (`training.contract.belief`); then the posterior's mean, and while no reward comes, draws from the posterior in
     turn that explain the rewards so far. ``novelty``: until the first reward it plans to go where it has not been
@@ -89,7 +89,7 @@ class Exploration(StrEnum):
         """Whether episode number ``episode`` (from 0), in ``phase``, explores with an embedding from the session's posterior."""
         if phase is not Phase.EXPLORING or not rewarded:
             return False
-        return self.takes_turns or (self is Exploration.THOMPSON and not _doubts(episode))
+        return self.takes_turns or (self is Exploration.THOMPSON and not _keeps_to_task_prior(episode))
 
     @property
     def takes_turns(self) -> bool:
@@ -97,8 +97,8 @@ class Exploration(StrEnum):
         return self in (Exploration.BELIEF, Exploration.NOVELTY)
 
 
-def _doubts(episode: int) -> bool:
-    """Whether Thompson sampling leaves this episode to the task prior, whatever the posterior says."""
+def _keeps_to_task_prior(episode: int) -> bool:
+    """Whether episode number ``episode`` (from 0) of Thompson sampling takes N(0, I), whatever the posterior says: every second."""
     return episode % 2 == 0
 
 
@@ -131,10 +131,11 @@ def plan_episode(
     conditioning_episodes: int,
     task_embedding_dim: int,
     exploration: Exploration = Exploration.SWITCHING,
+    rewarded: bool,
     posterior: tuple[Floats, Floats] | None = None,
     candidates: Floats | None = None,
 ) -> EpisodePlan:
-    """How episode number ``episode`` acts in ``phase``.
+    """How episode number ``episode`` acts in ``phase``. ``rewarded``: whether there was a reward before it.
 
     ``posterior`` is the mean and scale [E] that exploring asks for (`Exploration.asks_posterior`), None where it does not; by
     belief, ``candidates`` [n, E] from it come instead.
@@ -147,7 +148,7 @@ def plan_episode(
         mean, scale = posterior
         noise = drawn_embedding(Exploration.PRIOR, seed, episode, 0, task_embedding_dim)
         return EpisodePlan(phase, mean + scale * noise, inferred=True)
-    overtime = episode - conditioning_episodes if exploration is not Exploration.NOVELTY else -1
+    overtime = episode - conditioning_episodes if exploration is not Exploration.NOVELTY and not rewarded else -1
     if overtime >= 0 and overtime % 2 == 1:
         return EpisodePlan(phase, None, use_skill_prior=True)
     return EpisodePlan(phase, drawn_embedding(exploration, seed, episode, 0, task_embedding_dim))
@@ -169,14 +170,16 @@ def exploratory_embedding(
     seed: int,
     episode: int,
     skill_index: int,
+    conditioning_episodes: int,
     rewarded: bool,
     task_embedding_dim: int,
 ) -> tuple[Floats, Following | None]:
-    """The embedding [E] of a session that knows nothing of its task, or doubts what it knows, for skill ``skill_index`` in ``state`` [S].
+    """The embedding [E] that is not inferred, with which skill number ``skill_index`` is chosen in ``state`` [S].
 
     With it, where that comes from the belief, what the session follows now; ``before``: what it followed (None: nothing yet).
     """
-    if belief is not None and exploration is Exploration.THOMPSON and not _doubts(episode):
+    in_vain = episode >= conditioning_episodes and not rewarded  # every second episode takes the skill prior then: no third kind beside it
+    if belief is not None and exploration is Exploration.THOMPSON and (in_vain or not _keeps_to_task_prior(episode)):
         return belief.at_random(seed=seed, episode=episode, turn=skill_index // SWITCH_SKILLS), None
     if belief is None or exploration is not Exploration.BELIEF:
         return drawn_embedding(exploration, seed, episode, skill_index, task_embedding_dim), None

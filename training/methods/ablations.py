@@ -81,7 +81,10 @@ _ALL: Final = (
     ),
     _by(Exploration.PRIOR, "embeddings from N(0, I), one an episode, as SiMPL explores; never beyond what is known"),
     _by(Exploration.SWITCHING, "embeddings from N(0, I), several an episode, and the skill prior in turn; never beyond what is known"),
-    _by(Exploration.THOMPSON, "embeddings of training tasks, after the first reward from the posterior; never back along a way"),
+    _by(
+        Exploration.THOMPSON,
+        "embeddings of training tasks, after the first reward from the posterior, in turn with N(0, I); never back along a way",
+    ),
     _by(Exploration.BELIEF, "particles, ruled out by a learned reward decoder within the episode; never beyond what is known"),
 )
 

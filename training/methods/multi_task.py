@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from training.meta_training import MetaTrainer
 
@@ -13,11 +13,17 @@ class MultiTaskTrainer(MetaTrainer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.networks.forget_embedding()
-        for weight in (self.networks.policy.net[0].weight, self.networks.critic.net.layers[0].weight):
-            _keep_zeros(weight)
+        dim = self.config.networks.task_embedding_dim
+        _freeze(self.networks.policy.net[0].weight, (..., slice(-dim, None)))  # [out, in]
+        _freeze(self.networks.critic.net.layers[0].weight, (..., slice(-dim, None), slice(None)))  # [M, in, out]
 
 
-def _keep_zeros(weight: nn.Parameter) -> None:
-    """Let no gradient change those of the weights that are zero now."""
-    mask = (weight.detach() != 0).to(weight.dtype)
-    weight.register_hook(lambda gradient: gradient * mask.to(gradient.device))
+def _freeze(weight: nn.Parameter, part: tuple[Any, ...]) -> None:
+    """Let no gradient reach ``part`` of a weight."""
+
+    def masked(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[part] = 0.0
+        return gradient
+
+    weight.register_hook(masked)

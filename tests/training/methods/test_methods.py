@@ -192,6 +192,8 @@ def test_the_multi_task_policy_is_blind_to_the_task_and_still_learns(setting, tm
         left, right = network(*inputs, one), network(*inputs, other)
         for a, b in zip(left, right, strict=True):
             assert torch.equal(a, b)
+    assert not start.networks.policy.net[0].weight[:, -E:].any()
+    assert not start.networks.critic.net.layers[0].weight[:, -E:].any()
     untrained = starting_point(METHODS["mtrl"], make_setting(meta={"updates": 1, "learning_rate": 1e-9}), 0, tmp_path / "untrained")
     assert not torch.allclose(start.networks.policy.net[0].weight, untrained.networks.policy.net[0].weight)
 
