@@ -14,16 +14,16 @@ class MultiTaskTrainer(MetaTrainer):
         super().__init__(*arguments, **options)
         self.networks.forget_embedding()
         dim = self.config.networks.task_embedding_dim
-        _freeze(self.networks.policy.net[0].weight, (..., slice(-dim, None)))  # [out, in]
-        _freeze(self.networks.critic.net.layers[0].weight, (..., slice(-dim, None), slice(None)))  # [M, in, out]
+        for weight in (self.networks.policy.net[0].weight, self.networks.critic.net.layers[0].weight):
+            _freeze(weight, dim)
 
 
-def _freeze(weight: nn.Parameter, part: tuple[Any, ...]) -> None:
-    """Let no gradient reach ``part`` of a weight."""
+def _freeze(weight: nn.Parameter, inputs: int) -> None:
+    """Let no gradient reach what reads the last ``inputs`` of a layer's inputs; its weight is [out, in], or [M, in, out] of M layers."""
 
     def masked(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
-        gradient[part] = 0.0
+        gradient[:, -inputs:] = 0.0
         return gradient
 
     weight.register_hook(masked)
