@@ -9,8 +9,9 @@ from pathlib import Path
 from training.config import load_config, presets
 from training.contract.errors import SkilletError
 from training.methods.compare import compare
+from training.run import Run
 from training.sign import sign_bundle
-from training.stages import STAGES, Run
+from training.stages import STAGES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -21,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"stages, in their order:\n{lines}\n  all        every stage; those that are complete are skipped\n"
         "  compare    this method beside others on the unseen tasks (python -m training compare --help)\n"
         "  sign       say who made a bundle (python -m training sign --help)\n\n"
-        "A stage that was interrupted goes on from its checkpoint when it is started again; belief and export (a minute or two)\n"
+        "A stage that was interrupted goes on from its checkpoint when it is started again; belief and export (some minutes)\n"
         "begin anew.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from tests.training.target_sessions import watch_choices
 from tests.training.tiny import LAYOUT, TINY_SPEC, S, known_skills, world_config
 from training.belief import TrainedBelief, TrainedNovelty, untrained_dynamics
 from training.contract.bundle import Bundle
@@ -60,3 +62,17 @@ def exported(meta_networks: MetaNetworks, untrained_belief: TrainedBelief, tmp_p
         command="python -m training export --config tiny",
         belief=untrained_belief,
     )
+
+
+@pytest.fixture
+def acted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What each episode was told to act with: the embeddings of its first skill, whether by the plain prior, the policies."""
+    seen: list[tuple[Any, ...]] = []
+
+    def watch(choice, acting, policies, skill_index, states, active):
+        if skill_index == 0:
+            seen.append((choice.embeddings, acting.plain_prior.tolist(), policies))
+        return choice
+
+    watch_choices(monkeypatch, watch)
+    return seen

@@ -13,8 +13,9 @@ from training.contract.bundle import Bundle
 from training.envelope import learn_envelope
 from training.evaluate import TargetProtocol
 from training.meta_learner import MetaLearner
+from training.run import Run
 from training.skill_extraction import SkillLearner
-from training.stages import STAGES, Run
+from training.stages import STAGES
 
 TINY = [
     "collect.demonstrator.episodes=12",

@@ -27,7 +27,8 @@ from training.methods.setting import Setting
 from training.methods.start import Start, start_from_bundle, start_from_run
 from training.methods.unit import Unit, kept_units, run_unit
 from training.offline import offline_episodes
-from training.stages import Run, check_device, collect, skills
+from training.run import Run, check_device
+from training.stages import collect, skills
 
 RUNNABLE = {**METHODS, **ABLATIONS}
 _ABLATIONS = "ablations"

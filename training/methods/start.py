@@ -21,7 +21,7 @@ from training.contract.spec import LEARNER_WEIGHTS, REWARD_DECODER, SKILL_DECODE
 from training.finetuning import LearnerNetworks
 from training.meta_learner import MetaNetworks
 from training.networks.skill_model import SkillModel
-from training.stages import Run
+from training.run import Run
 
 
 @dataclass
