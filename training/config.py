@@ -85,6 +85,7 @@ class NetworkConfig(Frozen):
     policy_hidden: tuple[int, ...] = (128, 128, 128)
     critic_hidden: tuple[int, ...] = (128, 128, 128)
     critics: int = Field(default=2, gt=0)
+    critic_layer_norm: bool = True
     encoder: Literal["set_transformer", "product_of_gaussians"] = "set_transformer"
     encoder_width: int = Field(default=64, gt=0)
     encoder_heads: int = Field(default=4, gt=0)

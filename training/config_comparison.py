@@ -8,6 +8,7 @@ from training.config import MetaConfig, TrainingConfig
 
 _CAME_LATER: Final = {
     ("skills", "precision"): "float32",
+    ("networks", "critic_layer_norm"): True,
     ("meta", "replayed_demonstrations"): False,
     ("meta", "imitation"): 0.0,
     ("meta", "imitation_updates"): 9600,

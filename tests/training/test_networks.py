@@ -171,9 +171,10 @@ def test_a_set_transformer_without_induced_blocks_is_a_pooled_attention():
     assert make_encoder("set_transformer", encoder_blocks=0)(rand(2, 5, LAYOUT.width), torch.ones(2, 5))[0].shape == (2, E)
 
 
-def test_stacked_critics_equal_single_ones():
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_stacked_critics_equal_single_ones(layer_norm):
     torch.manual_seed(0)
-    stacked = StackedMLP(3, 6, (5, 4), 2)
+    stacked = StackedMLP(3, 6, (5, 4), 2, layer_norm=layer_norm)
     x = rand(7, 6)
     together = stacked(x)
     assert together.shape == (3, 7, 2)
@@ -181,13 +182,16 @@ def test_stacked_critics_equal_single_ones():
         h = x
         for layer in stacked.layers:
             h = h @ layer.weight[member] + layer.bias[member]
-            h = torch.relu((h - h.mean(-1, keepdim=True)) / torch.sqrt(h.var(-1, keepdim=True, unbiased=False) + 1e-5))
+            if layer_norm:
+                h = (h - h.mean(-1, keepdim=True)) / torch.sqrt(h.var(-1, keepdim=True, unbiased=False) + 1e-5)
+            h = torch.relu(h)
         alone = h @ stacked.last.weight[member] + stacked.last.bias[member]
         torch.testing.assert_close(together[member], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_the_critics_differ_and_answer_one_value_a_row(skills):
     critic = SkillCritic(skills.features, Z, CONFIG.networks)
+    assert critic.net.layer_norm
     values = critic(rand(7, S), rand(7, Z), rand(7, E))
     assert values.shape == (2, 7)
     assert not torch.allclose(values[0], values[1])

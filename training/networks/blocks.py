@@ -64,11 +64,11 @@ class StackedLinear(nn.Module):
 
 
 class StackedMLP(nn.Module):
-    """``M`` independent MLPs with LayerNorm before each ReLU (RLPD: Ball et al. 2023): [B, in_dim] -> [M, B, out_dim]."""
+    """``M`` independent MLPs, with LayerNorm before each ReLU (RLPD: Ball et al. 2023) or without: [B, in_dim] -> [M, B, out_dim]."""
 
-    def __init__(self, members: int, in_dim: int, hidden: Sequence[int], out_dim: int) -> None:
+    def __init__(self, members: int, in_dim: int, hidden: Sequence[int], out_dim: int, *, layer_norm: bool = True) -> None:
         super().__init__()
-        self.members = members
+        self.members, self.layer_norm = members, layer_norm
         sizes = [in_dim, *hidden]
         self.layers = nn.ModuleList(StackedLinear(members, left, right) for left, right in itertools.pairwise(sizes))
         self.last = StackedLinear(members, sizes[-1], out_dim)
@@ -78,7 +78,7 @@ class StackedMLP(nn.Module):
         h = x.expand(self.members, *x.shape)
         for layer in self.layers:
             h = layer(h)
-            h = functional.relu(functional.layer_norm(h, h.shape[-1:]))
+            h = functional.relu(functional.layer_norm(h, h.shape[-1:]) if self.layer_norm else h)
         return self.last(h)
 
 

@@ -13,7 +13,8 @@ class SkillCritic(nn.Module):
     def __init__(self, features: StateFeatures, skill_dim: int, config: NetworkConfig) -> None:
         super().__init__()
         self.features = features
-        self.net = StackedMLP(config.critics, features.dim + skill_dim + config.task_embedding_dim, config.critic_hidden, 1)
+        in_dim = features.dim + skill_dim + config.task_embedding_dim
+        self.net = StackedMLP(config.critics, in_dim, config.critic_hidden, 1, layer_norm=config.critic_layer_norm)
 
     def forward(self, state: Tensor, skill: Tensor, task_embedding: Tensor) -> Tensor:
         """State [B, S], skill [B, Z], task embedding [B, E] -> [M, B]."""
