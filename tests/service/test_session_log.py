@@ -46,6 +46,17 @@ def test_a_replay_against_the_same_bundle_is_identical_to_the_bit(lived: Driver,
     assert code == 0
 
 
+def test_a_replay_tells_which_conditioning_episodes_kept_to_the_task_prior(
+    api: TestClient, settings: Settings, tiny_networks: Networks, command, tiny_bundle: Bundle
+) -> None:
+    driver = Driver(api, conditioning_episodes=4, exploration="thompson")
+    acted = [driver.run_episode(final_reward=1.0) for _ in range(6)]
+    assert [{reply["task_version"] > 0 for reply in replies} for replies in acted[:4]] == [{False}, {True}, {False}, {True}]
+    code, printed = command("replay", driver.session["session_id"], "--bundle", str(tiny_bundle.path))
+    assert "42 actions replayed, 42 identical, 0 differ" in printed
+    assert code == 0
+
+
 def test_a_replay_against_another_bundle_tells_where_the_actions_differ(lived: Driver, command, tmp_path: Path) -> None:
     other = make_tiny_bundle(tmp_path / "other", seed=5)
     code, printed = command("replay", lived.session["session_id"], "--bundle", str(other.path))
