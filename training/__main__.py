@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.arguments import whole_number
 from training.config import load_config, presets
 from training.contract.errors import SkilletError
 from training.methods.compare import compare
@@ -32,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, help="folder of checkpoints, logs and plots (default: runs/NAME-seedSEED)")
     parser.add_argument("--bundle", type=Path, help="where `export` writes (default: bundles/NAME)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where skills and networks are trained")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
+    parser.add_argument("--threads", type=whole_number(0), default=0, help="torch threads (default, or 0: torch's own choice)")
     return parser
 
 

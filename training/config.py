@@ -192,7 +192,8 @@ class FinetuningConfig(Frozen):
     infer_again: bool = Field(
         default=False,
         description="the task shows bit by bit, in rewards that are never negative: infer it anew when an episode earns more than any "
-        "before it did, and let sessions by Thompson sampling explore while there is nothing left to gain by what they know",
+        "before it did, and let sessions that explore by thompson or alternating explore while there is nothing left to gain by what "
+        "they know",
     )
     detours: bool = Field(
         default=False,
@@ -237,7 +238,7 @@ class EvaluateConfig(Frozen):
 class TrainingConfig(Frozen):
     """The whole pipeline of one domain."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     domain: DomainConfig
     collect: CollectConfig
     data: DataConfig = DataConfig()

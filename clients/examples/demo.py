@@ -21,6 +21,8 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
+from clients.simulator.arguments import whole_number
+
 READY_LINE = re.compile(r"^Skillet serves .* at (http://\S+)", re.MULTILINE)
 Answer = TypeVar("Answer")
 START_TIMEOUT_S, STOP_TIMEOUT_S, POLL_S = 60.0, 20.0, 0.05
@@ -129,9 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--env", choices=DEMONSTRATIONS, default="maze", help="which robot (default: %(default)s)")
     parser.add_argument("--bundle", type=Path, help="default: the environment's in bundles/")
     parser.add_argument("--task", help="the simulator client's --task (default: one that the bundle was not trained for)")
-    parser.add_argument("--episodes", type=int, default=40, help="default: %(default)s")
-    parser.add_argument("--conditioning", type=int, help="exploring episodes among them (default: as the bundle says)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--episodes", type=whole_number(1), default=40, help="default: %(default)s")
+    parser.add_argument("--conditioning", type=whole_number(0), help="exploring episodes among them (default: as the bundle says)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
     parser.add_argument("--no-video", dest="video", action="store_const", const=False, help="leave out the kitchen's video")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for pictures, figures and log (default: %(default)s)")
     return parser

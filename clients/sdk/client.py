@@ -94,8 +94,8 @@ class SkilletClient:
     ) -> Session:
         """Open a session with one of the service's bundles (None: its first). Sent twice, it opens one.
 
-        ``exploration`` is ``prior``, ``switching``, ``thompson`` or, where the bundle offers them, ``belief`` and ``novelty``. None: as
-        the bundle says, and so with ``conditioning_episodes``.
+        ``exploration`` is ``prior``, ``switching``, ``thompson``, ``alternating`` or, where the bundle offers them, ``belief`` and
+        ``novelty``. None: as the bundle says, and so with ``conditioning_episodes``.
 
         Raises UnknownBundle, InvalidRequest, ConnectionFailed.
         """

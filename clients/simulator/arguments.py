@@ -32,7 +32,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_ARGUMENTS, f"{self.prog}: {message}\n")
 
 
-def _whole_number(lowest: int) -> Any:
+def whole_number(lowest: int) -> Any:
+    """A type for argparse: a whole number of at least ``lowest``."""
+
     def read(text: str) -> int:
         try:
             value = int(text)
@@ -79,9 +81,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ca-file", metavar="CA.pem", help="certificates that vouch for an https:// service (default: SKILLET_CA_FILE)")
     parser.add_argument("--env", required=True, help=f"which robot: {', '.join(DOMAINS)}")
     parser.add_argument("--task", required=True, help="; ".join(f"{name}: {domain.task_format}" for name, domain in DOMAINS.items()))
-    parser.add_argument("--episodes", type=_whole_number(1), required=True, metavar="N", help="how many episodes to run")
-    parser.add_argument("--conditioning", type=_whole_number(0), metavar="K", help="exploring episodes first (default: as the bundle says)")
-    parser.add_argument("--seed", type=_whole_number(0), default=0, metavar="S", help="of the session and of the resets (default: 0)")
+    parser.add_argument("--episodes", type=whole_number(1), required=True, metavar="N", help="how many episodes to run")
+    parser.add_argument("--conditioning", type=whole_number(0), metavar="K", help="exploring episodes first (default: as the bundle says)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="of the session and of the resets (default: 0)")
     parser.add_argument("--json", type=_writable_file, metavar="OUT.json", help="write every episode's figures here")
     parser.add_argument(
         "--plot", type=_writable_file, metavar="OUT.png", help="draw what it did before and after, and how each episode went"
@@ -96,7 +98,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-wait-s", type=_seconds, default=60.0, metavar="S", help="longest wait for the learner (default: 60)")
     parser.add_argument("--no-wait", dest="max_wait_s", action="store_const", const=0.0, help="do not wait for the learner")
     parser.add_argument(
-        "--num-envs", type=_whole_number(1), default=1, metavar="B", help="robots that run together, B steps in one request (default: 1)"
+        "--num-envs", type=whole_number(1), default=1, metavar="B", help="robots that run together, B steps in one request (default: 1)"
     )
     options = parser.parse_args(arguments)
     alone = [name for name in ("session", "keep", "plot", "video") if getattr(options, name)]

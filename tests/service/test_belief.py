@@ -48,7 +48,7 @@ def test_a_bundle_without_a_reward_decoder_says_what_it_offers(bare: TestClient)
     assert refused.status_code == 422
     problem = refused.json()
     assert problem["code"] == "invalid_request"
-    assert (problem["expected"], problem["received"]) == (["prior", "switching", "thompson"], "belief")
+    assert (problem["expected"], problem["received"]) == (["prior", "switching", "thompson", "alternating"], "belief")
     assert Driver(bare).session["exploration"] == "switching"
 
 

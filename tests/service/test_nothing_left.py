@@ -211,12 +211,12 @@ def test_an_episode_cut_short_before_its_exploring_skill_is_known_as_far_as_it_w
 
 
 def test_before_the_first_reward_embeddings_of_training_tasks_take_turns_with_the_prior(api: TestClient, tiny_networks: Networks) -> None:
-    driver = thinker(api)
+    driver = Driver(api, exploration="alternating", conditioning_episodes=2)
     for number in range(2):
         assert driver.start()["episode"] == number
         action = driver.act(number, 0, state(number, 0))["action"]
         observation, noise = np.array(state(number, 0), np.float32), skill_noise(7, number, 0, 3)
-        drawn = drawn_embedding(Exploration.THOMPSON, 7, 0, 0, 2)
+        drawn = drawn_embedding(Exploration.ALTERNATING, 7, 0, 0, 2)
         embedding = tiny_networks.belief.at_random(seed=7, episode=1, turn=0) if number else drawn
         chosen = tiny_networks.meta_policy.choose_skill(observation, embedding, noise, use_skill_prior=False)
         assert action == tiny_networks.decode(observation, chosen).tolist()

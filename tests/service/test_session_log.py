@@ -49,7 +49,7 @@ def test_a_replay_against_the_same_bundle_is_identical_to_the_bit(lived: Driver,
 def test_a_replay_tells_which_conditioning_episodes_kept_to_the_task_prior(
     api: TestClient, settings: Settings, tiny_networks: Networks, command, tiny_bundle: Bundle
 ) -> None:
-    driver = Driver(api, conditioning_episodes=4, exploration="thompson")
+    driver = Driver(api, conditioning_episodes=4, exploration="alternating")
     acted = [driver.run_episode(final_reward=1.0) for _ in range(6)]
     assert [{reply["task_version"] > 0 for reply in replies} for replies in acted[:4]] == [{False}, {True}, {False}, {True}]
     code, printed = command("replay", driver.session["session_id"], "--bundle", str(tiny_bundle.path))

@@ -1,6 +1,7 @@
 """The step loop over HTTP, on a real Redis."""
 
 import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
@@ -167,19 +168,22 @@ def test_a_deterministic_session_acts_with_the_mean_skill(api: TestClient, tiny_
     assert driver.act(0, 0, state(0, 0))["action"] == tiny_networks.decode(observation, skill).tolist()
 
 
-def test_thompson_exploration_draws_from_the_posterior_once_there_was_a_reward(api: TestClient, tiny_networks: Networks) -> None:
-    driver = Driver(api, conditioning_episodes=5, exploration="thompson")
-    assert driver.session["exploration"] == "thompson"
+@pytest.mark.parametrize("exploration", [Exploration.THOMPSON, Exploration.ALTERNATING])
+def test_thompson_exploration_draws_from_the_posterior_once_there_was_a_reward(
+    api: TestClient, tiny_networks: Networks, exploration: Exploration
+) -> None:
+    driver = Driver(api, conditioning_episodes=5, exploration=exploration.value)
+    assert driver.session["exploration"] == exploration.value
     first = driver.run_episode(final_reward=0.0)
     assert {reply["task_version"] for reply in first} == {0}
     driver.run_episode(final_reward=1.0)
-    kept = driver.run_episode(final_reward=1.0)  # number 2 keeps to the task prior
-    assert {reply["task_version"] for reply in kept} == {0}
-    embedding = drawn_embedding(Exploration.THOMPSON, 7, 2, 0, 2)
-    skill = tiny_networks.meta_policy.choose_skill(
-        np.array(state(2, 0), np.float32), embedding, skill_noise(7, 2, 0, 3), use_skill_prior=False
-    )
-    assert kept[0]["action"] == tiny_networks.decode(np.array(state(2, 0), np.float32), skill).tolist()
+    kept = driver.run_episode(final_reward=1.0)
+    assert [reply["task_version"] > 0 for reply in kept] == [exploration is Exploration.THOMPSON] * len(kept)
+    if exploration is Exploration.ALTERNATING:  # number 2 keeps to the task prior
+        embedding = drawn_embedding(exploration, 7, 2, 0, 2)
+        observation = np.array(state(2, 0), np.float32)
+        skill = tiny_networks.meta_policy.choose_skill(observation, embedding, skill_noise(7, 2, 0, 3), use_skill_prior=False)
+        assert kept[0]["action"] == tiny_networks.decode(observation, skill).tolist()
     task, session = driver.get("/task"), driver.get()
     episode = driver.start()["episode"]
     reply = driver.act(episode, 0, state(episode, 0))

@@ -120,7 +120,9 @@ class PaysFirst(CountingWorld):
         return states, (self.counts[active] == 1).astype(np.float32), ended
 
 
-@pytest.mark.parametrize(("exploration", "belief"), [("thompson", BELIEF), ("thompson", None), ("switching", BELIEF)])
+@pytest.mark.parametrize(
+    ("exploration", "belief"), [("thompson", BELIEF), ("alternating", BELIEF), ("thompson", None), ("switching", BELIEF)]
+)
 def test_with_nothing_left_to_gain_a_session_explores_with_particles_and_the_policy_of_the_bundle(
     exported, meta_networks, monkeypatch, exploration, belief
 ):
@@ -138,7 +140,7 @@ def test_with_nothing_left_to_gain_a_session_explores_with_particles_and_the_pol
     skills = len(chosen) // EPISODES
     assert skills == 3
     for number, (skill_index, by_base, embeddings) in enumerate(chosen):
-        explores = exploration == "thompson" and belief is not None and number >= skills and skill_index > 0
+        explores = exploration != "switching" and belief is not None and number >= skills and skill_index > 0
         assert by_base == [explores] * len(by_base)
         if explores:
             assert all(np.float32(embedding).tolist() in PARTICLES.tolist() for embedding in embeddings)
@@ -178,15 +180,16 @@ def test_a_detour_takes_a_few_skills_of_the_skill_prior_after_what_it_waits_for_
     assert sum(planned) == (2 * DETOUR_SKILLS if detours else 0)
 
 
-def test_before_the_first_reward_thompson_sampling_draws_particles(exported, meta_networks, acted):
-    run_sessions(exported, meta_networks, TwoSidedWorld(end=50.0), finetuning=False, belief=BELIEF, exploration="thompson", episodes=K)
+@pytest.mark.parametrize("exploration", ["thompson", "alternating"])
+def test_before_the_first_reward_thompson_sampling_draws_particles(exported, meta_networks, acted, exploration):
+    run_sessions(exported, meta_networks, TwoSidedWorld(end=50.0), finetuning=False, belief=BELIEF, exploration=exploration, episodes=K)
     drawn = [[tuple(embedding) for embedding in embeddings.tolist()] for embeddings, _, _ in acted]
     particles, sessions = {tuple(particle) for particle in PARTICLES.tolist()}, [(seed, task) for seed in SEEDS for task in TASKS]
     for episode, embeddings in enumerate(drawn):
-        if episode % 2:
+        if episode % 2 or exploration == "thompson":
             assert set(embeddings) <= particles
         else:
-            assert embeddings == [tuple(drawn_embedding("thompson", seed, episode, 0, E).tolist()) for seed, _ in sessions]
+            assert embeddings == [tuple(drawn_embedding(exploration, seed, episode, 0, E).tolist()) for seed, _ in sessions]
     assert {embedding for embeddings in drawn[1::2] for embedding in embeddings} == particles
 
 
@@ -198,15 +201,16 @@ def test_conditioning_episodes_draw_their_embeddings_as_the_service_does(exporte
         assert not any(plain)
 
 
-def test_rewarded_thompson_sampling_takes_the_prior_and_the_posterior_in_turn(exported, meta_networks, acted):
+@pytest.mark.parametrize("exploration", ["thompson", "alternating"])
+def test_rewarded_thompson_sampling_takes_the_posterior_alternating_in_turn_with_the_prior(exported, meta_networks, acted, exploration):
     sessions, asked = (
-        run_sessions(exported, meta_networks, exploration="thompson", finetuning=False, conditioning_episodes=6, episodes=6),
+        run_sessions(exported, meta_networks, exploration=exploration, finetuning=False, conditioning_episodes=6, episodes=6),
         0,
     )
     for index, session in enumerate(sessions):
         for episode, (embeddings, _, _) in enumerate(acted):
             drawn = torch.from_numpy(drawn_embedding("prior", session.seed, episode, 0, E))
-            if episode % 2 and any(session.successes[:episode]):
+            if (episode % 2 or exploration == "thompson") and any(session.successes[:episode]):
                 rows = select_context(np.concatenate(session.context[:episode]), LAYOUT, MAX_CONTEXT)
                 with torch.no_grad():
                     mean, scale = meta_networks.encoder(torch.from_numpy(rows)[None], torch.ones(1, len(rows)))

@@ -105,11 +105,12 @@ def test_thompson_exploration_is_switching_until_there_is_a_reward():
     assert drawn == [drawn_embedding(Exploration.SWITCHING, 7, 1, skill, 2).tobytes() for skill in range(3 * SWITCH_SKILLS)]
 
 
-def test_thompson_exploration_then_asks_the_posterior_in_every_second_episode():
-    asked = [Exploration.THOMPSON.asks_posterior(Phase.EXPLORING, episode=episode, rewarded=True) for episode in range(6)]
-    assert asked == [False, True] * 3
+@pytest.mark.parametrize(("exploration", "asks"), [(Exploration.THOMPSON, [True, True]), (Exploration.ALTERNATING, [False, True])])
+def test_thompson_exploration_then_asks_the_posterior_and_alternating_in_every_second_episode(exploration, asks):
+    asked = [exploration.asks_posterior(Phase.EXPLORING, episode=episode, rewarded=True) for episode in range(6)]
+    assert asked == asks * 3
     for episode in range(6):
-        assert not Exploration.THOMPSON.asks_posterior(Phase.FINETUNING, episode=episode, rewarded=True)
+        assert not exploration.asks_posterior(Phase.FINETUNING, episode=episode, rewarded=True)
         assert not Exploration.SWITCHING.asks_posterior(Phase.EXPLORING, episode=episode, rewarded=True)
         assert Exploration.BELIEF.asks_posterior(Phase.EXPLORING, episode=episode, rewarded=True)
 
@@ -137,23 +138,25 @@ class Particles:
 
 
 @pytest.mark.parametrize("conditioning_episodes", [4, 5])
-def test_thompson_exploration_without_reward_takes_prior_and_particles_in_turn_then_skill_prior_and_particles(conditioning_episodes):
+@pytest.mark.parametrize(("exploration", "first"), [(Exploration.THOMPSON, "particle"), (Exploration.ALTERNATING, "N(0, I)")])
+def test_without_reward_particles_are_drawn_alternating_with_the_prior_then_with_the_skill_prior(exploration, first, conditioning_episodes):
     def kind(episode, *, rewarded=False):
         how = {"seed": 7, "episode": episode, "conditioning_episodes": conditioning_episodes, "task_embedding_dim": 2, "rewarded": rewarded}
-        made = plan_episode(Phase.EXPLORING, exploration=Exploration.THOMPSON, **how)
+        made = plan_episode(Phase.EXPLORING, exploration=exploration, **how)
         assert not made.inferred
         if made.use_skill_prior:
             return "skill prior"
-        drawn, _ = exploratory_embedding(Exploration.THOMPSON, Particles(), None, np.zeros(4), skill_index=2 * SWITCH_SKILLS, **how)
+        drawn, _ = exploratory_embedding(exploration, Particles(), None, np.zeros(4), skill_index=2 * SWITCH_SKILLS, **how)
         if drawn.tolist() == [episode, 2]:
             return "particle"
-        np.testing.assert_array_equal(drawn, drawn_embedding(Exploration.THOMPSON, 7, episode, 2 * SWITCH_SKILLS, 2))
+        np.testing.assert_array_equal(drawn, drawn_embedding(exploration, 7, episode, 2 * SWITCH_SKILLS, 2))
         return "N(0, I)"
 
     found = [kind(episode) for episode in range(conditioning_episodes + 4)]
-    assert found == (["N(0, I)", "particle"] * 3)[:conditioning_episodes] + ["particle", "skill prior"] * 2
-    # A client may make a session go on exploring when there were rewards: then every second episode has the posterior, the others this.
-    assert {kind(episode, rewarded=True) for episode in range(0, conditioning_episodes + 4, 2)} == {"N(0, I)"}
+    assert found == ([first, "particle"] * 3)[:conditioning_episodes] + ["particle", "skill prior"] * 2
+    if exploration is Exploration.ALTERNATING:
+        # A client may make a session go on exploring when there were rewards: then every second episode has the posterior, the others this.
+        assert {kind(episode, rewarded=True) for episode in range(0, conditioning_episodes + 4, 2)} == {"N(0, I)"}
 
 
 def detours(episodes, *, exploration=Exploration.THOMPSON, returns=(3.0,), completed=(False,), seed=7):

@@ -1,7 +1,7 @@
 """Which task embedding an episode acts with: the same rule offline and in the service (SiMPL, section 4.3).
 
-A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I), or, by Thompson sampling, in turn
-from that and from what the episodes before say of the task. If none of them brought any reward there is nothing to infer a task from, so
+A session explores for ``K`` conditioning episodes with embeddings drawn from the task prior N(0, I), by Thompson sampling from what the
+episodes before say of the task, or from both in turn. If none of them brought any reward there is nothing to infer a task from, so
 it goes on exploring, every second episode with the plain skill prior (which reaches places that no training task asks for) unless it
 explores by novelty, until the first reward comes. From then on it acts with the posterior's mean.
 All randomness derives from (session seed, episode, step), so a session that is recovered or replayed acts the same.
@@ -55,14 +55,14 @@ class Exploration(StrEnum):
     """How conditioning episodes choose their embeddings.
 
     ``prior``: one for a whole episode, as SiMPL does. ``switching``: a new one every `SWITCH_SKILLS` skills, so that a long episode without
-    reward tries several tasks rather than staying at one that is not the right one. ``thompson``: the first conditioning episode and every
-    second after it as ``switching``; the others, once there was a reward, by one embedding from the posterior of all complete episodes
-    (Thompson sampling, as in PEARL: Rakelly et al. 2019, section 4.2), so that exploring goes on where the task is likely to be, but not
-    there alone: a posterior that is sure too early repeats what brings no more. Until the first reward these others switch as well, between
-    the bundle's particles, embeddings of training tasks, where it has them. Where the task shows bit by bit (``finetuning.infer_again``),
-    particles are acted with, in any episode, from the moment that there is nothing left to gain by what the session knows (`nothing_left`),
-    for more can only come from what it has not tried; and with ``finetuning.detours``, while no episode completes its task, some take a
-    detour on the way there (`detour_after`).
+    reward tries several tasks rather than staying at one that is not the right one. ``thompson``: once there was a
+    reward, one for a whole episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019,
+    section 4.2), so that exploring goes on where the task is likely to be; until then as ``switching``, between the bundle's particles,
+    embeddings of training tasks, where it has them. ``alternating``: the first conditioning episode and every second after it as
+    ``switching``, whatever the posterior says, the others as ``thompson``: for a posterior that is sure too early repeats what brings no
+    more. By either, where the task shows bit by bit (``finetuning.infer_again``), particles are acted with, in any episode, from the moment
+    that there is nothing left to gain by what the session knows (`nothing_left`), for more can only come from what it has not tried; and
+    with ``finetuning.detours``, while no episode completes its task, some take a detour on the way there (`detour_after`).
     ``belief``: until the first reward it follows particles of a belief over tasks, and gives one up for another as soon as what was
     seen rules it out (`training.contract.belief`); then the posterior's mean, and while no reward comes, draws from the posterior in
     turn that explain the rewards so far. ``novelty``: until the first reward it plans to go where it has not been
@@ -73,6 +73,7 @@ class Exploration(StrEnum):
     PRIOR = "prior"
     SWITCHING = "switching"
     THOMPSON = "thompson"
+    ALTERNATING = "alternating"
     BELIEF = "belief"
     NOVELTY = "novelty"
 
@@ -83,23 +84,27 @@ class Exploration(StrEnum):
         to be never negative, and few: where there is always more of the same to earn, an episode would stop short of it.
         """
         best = max(returns[-RECENT_EPISODES:], default=0.0)
-        return self is Exploration.THOMPSON and 0 < best <= earned + _ROUNDING
+        return self.samples_posterior and 0 < best <= earned + _ROUNDING
 
     def asks_posterior(self, phase: Phase, *, episode: int, rewarded: bool) -> bool:
         """Whether episode number ``episode`` (from 0), in ``phase``, explores with an embedding from the session's posterior."""
         if phase is not Phase.EXPLORING or not rewarded:
             return False
-        return self.takes_turns or (self is Exploration.THOMPSON and not _keeps_to_task_prior(episode))
+        return self.takes_turns or (self.samples_posterior and not self.keeps_to_task_prior(episode))
 
     @property
     def takes_turns(self) -> bool:
         """Whether, once rewarded, embeddings that explain the rewards take turns."""
         return self in (Exploration.BELIEF, Exploration.NOVELTY)
 
+    @property
+    def samples_posterior(self) -> bool:
+        """Whether, once rewarded, embeddings of whole episodes are drawn from the posterior."""
+        return self in (Exploration.THOMPSON, Exploration.ALTERNATING)
 
-def _keeps_to_task_prior(episode: int) -> bool:
-    """Whether episode number ``episode`` (from 0) of Thompson sampling takes N(0, I), whatever the posterior says: every second."""
-    return episode % 2 == 0
+    def keeps_to_task_prior(self, episode: int) -> bool:
+        """Whether conditioning episode number ``episode`` (from 0) takes N(0, I), whatever the posterior says."""
+        return self is Exploration.ALTERNATING and episode % 2 == 0
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ def exploratory_embedding(
     With it, where that comes from the belief, what the session follows now; ``before``: what it followed (None: nothing yet).
     """
     in_vain = episode >= conditioning_episodes and not rewarded  # every second episode takes the skill prior then: no third kind beside it
-    if belief is not None and exploration is Exploration.THOMPSON and (in_vain or not _keeps_to_task_prior(episode)):
+    if belief is not None and exploration.samples_posterior and (in_vain or not exploration.keeps_to_task_prior(episode)):
         return belief.at_random(seed=seed, episode=episode, turn=skill_index // SWITCH_SKILLS), None
     if belief is None or exploration is not Exploration.BELIEF:
         return drawn_embedding(exploration, seed, episode, skill_index, task_embedding_dim), None
@@ -204,7 +209,7 @@ def detour_after(
     the logarithm of the episodes, as a task may never end.
     """
     since, best = episode - conditioning_episodes, max(returns[-RECENT_EPISODES:], default=0.0)
-    if exploration is not Exploration.THOMPSON or since < 0 or best <= 0 or any(completed[-RECENT_EPISODES:]):
+    if not exploration.samples_posterior or since < 0 or best <= 0 or any(completed[-RECENT_EPISODES:]):
         return None
     generator = np.random.default_rng([_DETOUR_STREAM, seed, episode])
     at_first, later = _DETOURS

@@ -62,14 +62,14 @@ _ALL: Final = (
         name="no-beyond",
         label="never beyond what is known",
         about="once rewarded, a session does not go back along the way to a reward (by novelty), nor explore in an episode with nothing "
-        "left to gain (by Thompson sampling)",
+        "left to gain (where embeddings are drawn from the posterior)",
         goes_beyond=False,
     ),
     replace(
         SKILLET,
         name="no-reinference",
         label="nor re-inference",
-        about="as no-beyond by Thompson sampling, and fine-tuning stays at the embedding that it began with",
+        about="as no-beyond where embeddings are drawn from the posterior, and fine-tuning stays at the embedding that it began with",
         changes={"finetuning": {"infer_again": False, "detours": False}},
     ),
     replace(
@@ -83,7 +83,7 @@ _ALL: Final = (
     _by(Exploration.SWITCHING, "embeddings from N(0, I), several an episode, and the skill prior in turn; never beyond what is known"),
     _by(
         Exploration.THOMPSON,
-        "embeddings of training tasks, after the first reward from the posterior, in turn with N(0, I); never back along a way",
+        "embeddings of training tasks, after the first reward from the posterior, several an episode; never back along a way",
     ),
     _by(Exploration.BELIEF, "particles, ruled out by a learned reward decoder within the episode; never beyond what is known"),
 )

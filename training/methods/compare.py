@@ -12,6 +12,7 @@ from textwrap import TextWrapper
 import torch
 from rich.console import Console
 
+from training.arguments import whole_number
 from training.config import TrainingConfig, load_config, presets
 from training.contract.bundle import Bundle
 from training.contract.errors import ConfigError
@@ -74,17 +75,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--methods", nargs="+", choices=[*RUNNABLE, _ABLATIONS], default=list(METHODS), metavar="METHOD",
                       help="default: all methods, no ablations")  # fmt: skip
     made.add_argument("--tasks", metavar="SPLIT[:N]", help="split of the environment's tasks, or its first N (default: the test tasks)")
-    made.add_argument("--meta-seeds", nargs="+", type=int, default=[0], metavar="SEED", help="seeds of meta-training (default: 0)")
-    made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="seeds of the sessions on each task (default: 0)")
-    made.add_argument("--episodes", type=int, default=100, help="of each session, conditioning included (default: 100)")
-    made.add_argument("--deterministic-every", type=int, default=20, metavar="N", help="episodes between episodes with the mean skill, "
-                      "which nothing learns from; 0: none (default: 20)")  # fmt: skip
+    made.add_argument("--meta-seeds", nargs="+", type=whole_number(0), default=[0], metavar="SEED",
+                      help="seeds of meta-training (default: 0)")  # fmt: skip
+    made.add_argument("--seeds", nargs="+", type=whole_number(0), default=[0], metavar="SEED",
+                      help="seeds of the sessions on each task (default: 0)")  # fmt: skip
+    made.add_argument("--episodes", type=whole_number(1), default=100, help="of each session, conditioning included (default: 100)")
+    made.add_argument("--deterministic-every", type=whole_number(0), default=20, metavar="N",
+                      help="episodes between episodes with the mean skill, which nothing learns from; 0: none (default: 20)")  # fmt: skip
     source = made.add_mutually_exclusive_group()
     source.add_argument("--bundle", type=Path, help="take skills and Skillet's networks from this bundle")
     source.add_argument("--run", type=Path, help="take skills, and Skillet's networks if they are there, from this run's folder")
     made.add_argument("--out", type=Path, help="where everything goes (default: runs/compare-NAME)")
-    made.add_argument("--jobs", type=int, default=1, help="processes, each with its methods (default: 1)")
-    made.add_argument("--threads", type=int, default=1, help="torch threads of each process (default: 1)")
+    made.add_argument("--jobs", type=whole_number(1), default=1, help="processes, each with its methods (default: 1)")
+    made.add_argument("--threads", type=whole_number(1), default=1, help="torch threads of each process (default: 1)")
     made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where networks are meta-trained (default: cpu)")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="e.g. --set meta.updates=5000; "
                       "of Skillet's configuration, from which the methods' are made")  # fmt: skip
@@ -162,8 +165,8 @@ def _setting(config: TrainingConfig, options: argparse.Namespace, out: Path, con
     domain = open_domain(config)
     split, _, count = (options.tasks or config.domain.test_tasks).partition(":")
     try:
-        tasks = list(domain.env.get_wrapper_attr("tasks")(split))[: int(count) if count else None]
-    except ValueError as error:
+        tasks = list(domain.env.get_wrapper_attr("tasks")(split))[: whole_number(1)(count) if count else None]
+    except (ValueError, argparse.ArgumentTypeError) as error:
         raise ConfigError(f"--tasks {options.tasks}: {error}") from error
     start = _start(config, options, out)
     return Setting.of(domain, start, tasks, lambda: offline_episodes(config, domain.env, console.print), options.device)

@@ -32,10 +32,10 @@ CHANGES = {
     "full-spread": ["evaluate.skill_temperature"],
     "by-prior": ["evaluate.exploration"],
     "by-switching": ["evaluate.exploration"],
-    "by-thompson": [],
+    "by-thompson": ["evaluate.exploration"],
     "by-belief": ["evaluate.exploration"],
 }
-"""What each changes in the kitchen, whose sessions explore by Thompson sampling."""
+"""What each changes in the kitchen, whose sessions explore by N(0, I) and Thompson sampling in turn."""
 
 
 def differences(method):

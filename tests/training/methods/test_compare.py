@@ -64,6 +64,8 @@ def test_processes_of_their_own_come_to_the_same(tmp_path):
         (["--tasks", "tset"], "--tasks tset: expected a split, one of"),
         (["--run", "nowhere"], "run the stage 'skills' first"),
         (["--set", "networks.task_embedding_dim=3"], "was made with another networks"),
+        (["--tasks", "test:0"], "--tasks test:0: expected a whole number of at least 1, got '0'"),
+        (["--tasks", "test:ten"], "expected a whole number of at least 1, got 'ten'"),
         (["--device", "cuda"], "torch finds no CUDA device here; use --device cpu"),
     ],
 )
@@ -74,3 +76,15 @@ def test_what_cannot_be_compared_is_refused_with_a_reason(arguments, said, tmp_p
         monkeypatch.chdir(tmp_path)
     assert main(["compare", "--config", "maze", "--methods", "spirl", "--out", str(tmp_path), *source, *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "lowest"),
+    [("--episodes", "0", 1), ("--jobs", "0", 1), ("--seeds", "-1", 0), ("--meta-seeds", "-1", 0), ("--deterministic-every", "-1", 0)],
+)
+def test_counts_and_seeds_that_cannot_be_are_refused_before_anything_is_run(option, value, lowest, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", "--config", "maze", "--bundle", "bundles/maze", "--out", str(tmp_path / "out"), f"{option}={value}"])
+    assert stopped.value.code == 2
+    assert f"argument {option}: expected a whole number of at least {lowest}, got '{value}'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
