@@ -4,6 +4,7 @@ A line has wall time and the process's CPU time since the stage began, interrupt
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from training.contract.errors import TrainingDiverged
 
 
 class RunLog:
@@ -57,7 +60,7 @@ class RunLog:
         self._progress.update(self._task, completed=at)
 
     def report(self, at: int, metrics: Mapping[str, float]) -> None:
-        """Show metrics and append them to the log."""
+        """Show metrics and append them to the log. Raises TrainingDiverged where one is not finite; checkpoints come after reports."""
         self.advance(at)
         elapsed_s, cpu_s = time.monotonic() - self._began, self.cpu_s
         times = {"elapsed_s": round(elapsed_s, 3), "cpu_s": round(cpu_s, 3)}
@@ -69,6 +72,12 @@ class RunLog:
             self._printed = elapsed_s
             self._console.print(
                 f"{self._stage}: {at}/{self._total} {self._unit}, {elapsed_s:.0f} s, {text}", highlight=False, soft_wrap=True
+            )
+        if lost := [f"{name} is {float(value)}" for name, value in metrics.items() if not math.isfinite(value)]:
+            raise TrainingDiverged(
+                f"{self._stage}: training has diverged, expected finite numbers after {at} {self._unit}, and {', '.join(lost)}. The "
+                f"checkpoint from before is kept, and {self.path} shows where it began; train anew in another folder, with a lower "
+                "learning rate or what else was changed taken back"
             )
 
 

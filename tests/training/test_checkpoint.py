@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from safetensors import safe_open
 from torch import nn
 
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.contract.errors import CheckpointCorrupt
+from training.contract.errors import CheckpointCorrupt, TrainingDiverged
 from training.run_log import RunLog
 
 
@@ -123,6 +124,16 @@ def test_a_run_log_keeps_one_json_line_a_report(tmp_path, capsys):
     lines = (tmp_path / "run" / "meta.jsonl").read_text().splitlines()
     assert ['"at": 2' in lines[0], '"loss": 0.125' in lines[1], len(lines)] == [True, True, 2]
     assert "meta: 4/4 steps" in capsys.readouterr().err
+
+
+def test_what_diverges_ends_there_and_says_where_it_began(tmp_path):
+    said = r"meta: training has diverged, expected finite numbers after 4 updates, and loss is nan, q is inf"
+    with RunLog(tmp_path, "meta", 8, "updates") as log:
+        log.report(2, {"loss": 1e30, "q": -1e30})
+        with pytest.raises(TrainingDiverged, match=said):
+            log.report(4, {"loss": math.nan, "kl": 0.5, "q": math.inf})
+    lines = (tmp_path / "meta.jsonl").read_text().splitlines()
+    assert [json.loads(line)["at"] for line in lines] == [2, 4], "what it came to is in the log"
 
 
 def test_a_resumed_run_log_drops_what_lies_beyond_the_checkpoint(tmp_path):

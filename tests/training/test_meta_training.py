@@ -8,7 +8,7 @@ import torch
 from tests.training.tiny import A, E, H, S, known_skills, world_config
 from tests.training.worlds import TwoSidedWorld
 from training import meta_learner
-from training.contract.errors import ConfigError
+from training.contract.errors import ConfigError, TrainingDiverged
 from training.data import Episode
 from training.meta_learner import MetaLearner, posterior_means
 from training.meta_training import MetaTrainer
@@ -109,6 +109,12 @@ def test_every_figure_of_an_update_is_finite(tmp_path):
     made = trainer(tmp_path)
     made.collect()
     assert all(torch.isfinite(value) for value in made.learner.update(made.replay, made.replay).values())
+
+
+def test_a_training_that_diverges_ends_and_is_not_kept(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"meta: training has diverged, expected finite numbers after \d+ updates"):
+        trainer(tmp_path, learning_rate=1e20).run()
+    assert not (tmp_path / "meta.safetensors").exists()
 
 
 def test_every_transition_has_its_own_embedding_and_the_actor_does_not_teach_the_encoder(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ SkilletError
 │   └── BundleUnsigned       made by nobody whose key is trusted
 ├── KeyFileError             a file is not the key that it should be
 ├── CheckpointCorrupt        a checkpoint of training is cut or damaged
+├── TrainingDiverged         a metric of training is no longer a finite number
 └── ConfigError              a configuration names something unknown or out of range
 """
 
@@ -42,6 +43,10 @@ class KeyFileError(SkilletError):
 
 class CheckpointCorrupt(SkilletError):
     """A checkpoint of training is cut or damaged, or holds other networks than it should."""
+
+
+class TrainingDiverged(SkilletError):
+    """A metric of training is no longer a finite number: what comes after would be worthless."""
 
 
 class ConfigError(SkilletError):
