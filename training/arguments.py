@@ -1,4 +1,4 @@
-"""Numbers on command lines: refused with what was expected, before anything is run."""
+"""Numbers on command lines: refused with what was expected, before anything is run. (The clients have their own: neither imports the other.)"""
 
 import argparse
 from collections.abc import Callable

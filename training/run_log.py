@@ -75,9 +75,9 @@ class RunLog:
             )
         if lost := [f"{name} is {float(value)}" for name, value in metrics.items() if not math.isfinite(value)]:
             raise TrainingDiverged(
-                f"{self._stage}: training has diverged, expected finite numbers after {at} {self._unit}, and {', '.join(lost)}. The "
-                f"checkpoint from before is kept, and {self.path} shows where it began; train anew in another folder, with a lower "
-                "learning rate or what else was changed taken back"
+                f"{self._stage}: training has diverged, expected finite numbers after {at} {self._unit}, and {', '.join(lost)}. Its "
+                f"last checkpoint, if there was one, is from before, and {self.path} shows where it began; train anew in another folder, "
+                "with a lower learning rate or what else was changed taken back"
             )
 
 

@@ -203,10 +203,8 @@ def test_conditioning_episodes_draw_their_embeddings_as_the_service_does(exporte
 
 @pytest.mark.parametrize("exploration", ["thompson", "alternating"])
 def test_rewarded_thompson_sampling_takes_the_posterior_alternating_in_turn_with_the_prior(exported, meta_networks, acted, exploration):
-    sessions, asked = (
-        run_sessions(exported, meta_networks, exploration=exploration, finetuning=False, conditioning_episodes=6, episodes=6),
-        0,
-    )
+    sessions = run_sessions(exported, meta_networks, exploration=exploration, finetuning=False, conditioning_episodes=6, episodes=6)
+    asked = 0
     for index, session in enumerate(sessions):
         for episode, (embeddings, _, _) in enumerate(acted):
             drawn = torch.from_numpy(drawn_embedding("prior", session.seed, episode, 0, E))

@@ -117,6 +117,17 @@ def test_a_training_that_diverges_ends_and_is_not_kept(tmp_path):
     assert not (tmp_path / "meta.safetensors").exists()
 
 
+def test_what_was_kept_before_a_training_diverged_stays(tmp_path):
+    trainer(tmp_path, updates=20).run()
+    before = (tmp_path / "meta.safetensors").read_bytes()
+    longer = trainer(tmp_path, updates=40)
+    step = longer.learner.update
+    longer.learner.update = lambda *arguments, **options: step(*arguments, **options) | {"critic_loss": torch.tensor(torch.nan)}
+    with pytest.raises(TrainingDiverged, match="critic_loss is nan"):
+        longer.run()
+    assert (tmp_path / "meta.safetensors").read_bytes() == before
+
+
 def test_every_transition_has_its_own_embedding_and_the_actor_does_not_teach_the_encoder(tmp_path, monkeypatch):
     made, seen = trainer(tmp_path), {}
     made.collect()

@@ -55,14 +55,14 @@ class Exploration(StrEnum):
     """How conditioning episodes choose their embeddings.
 
     ``prior``: one for a whole episode, as SiMPL does. ``switching``: a new one every `SWITCH_SKILLS` skills, so that a long episode without
-    reward tries several tasks rather than staying at one that is not the right one. ``thompson``: once there was a
-    reward, one for a whole episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019,
-    section 4.2), so that exploring goes on where the task is likely to be; until then as ``switching``, between the bundle's particles,
-    embeddings of training tasks, where it has them. ``alternating``: the first conditioning episode and every second after it as
-    ``switching``, whatever the posterior says, the others as ``thompson``: for a posterior that is sure too early repeats what brings no
-    more. By either, where the task shows bit by bit (``finetuning.infer_again``), particles are acted with, in any episode, from the moment
-    that there is nothing left to gain by what the session knows (`nothing_left`), for more can only come from what it has not tried; and
-    with ``finetuning.detours``, while no episode completes its task, some take a detour on the way there (`detour_after`).
+    reward tries several tasks rather than staying at one that is not the right one. ``thompson``: once there was a reward, one for a whole
+    episode from the posterior of all complete episodes (Thompson sampling, as in PEARL: Rakelly et al. 2019, section 4.2), so that
+    exploring goes on where the task is likely to be; until then as ``switching``, between the bundle's particles, embeddings of training
+    tasks, where it has them. ``alternating``: the first conditioning episode and every second after it as ``switching``, whatever the
+    posterior says, the others as ``thompson``: for a posterior that is sure too early repeats what brings no more. By either, where the
+    task shows bit by bit (``finetuning.infer_again``), particles are acted with, in any episode, from the moment that there is nothing left
+    to gain by what the session knows (`nothing_left`), for more can only come from what it has not tried; and with ``finetuning.detours``,
+    while no episode completes its task, some take a detour on the way there (`detour_after`).
     ``belief``: until the first reward it follows particles of a belief over tasks, and gives one up for another as soon as what was
     seen rules it out (`training.contract.belief`); then the posterior's mean, and while no reward comes, draws from the posterior in
     turn that explain the rewards so far. ``novelty``: until the first reward it plans to go where it has not been

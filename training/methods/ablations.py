@@ -83,7 +83,7 @@ _ALL: Final = (
     _by(Exploration.SWITCHING, "embeddings from N(0, I), several an episode, and the skill prior in turn; never beyond what is known"),
     _by(
         Exploration.THOMPSON,
-        "embeddings of training tasks, after the first reward from the posterior, several an episode; never back along a way",
+        "embeddings of training tasks, several an episode, until the first reward; then one from the posterior; never back along a way",
     ),
     _by(Exploration.BELIEF, "particles, ruled out by a learned reward decoder within the episode; never beyond what is known"),
 )
