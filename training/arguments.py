@@ -1,4 +1,7 @@
-"""Numbers on command lines: refused with what was expected, before anything is run. (The clients have their own: neither imports the other.)"""
+"""Numbers on command lines: refused with what was expected, before anything is run.
+
+The clients have their own: neither package imports the other.
+"""
 
 import argparse
 from collections.abc import Callable
