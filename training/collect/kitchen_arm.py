@@ -1,10 +1,9 @@
 """The kitchen's arm under differential inverse kinematics: poses of the hand and postures of the joints become velocity actions."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import distribution
 from typing import Any
 
-import gymnasium_robotics
 import mink
 import mujoco
 import numpy as np
@@ -30,7 +29,7 @@ HOME = np.array([0.15, -1.76, 1.84, -2.48, 0.26, 0.71, 1.6])
 """Posture at the start of an episode, rad."""
 HOME_COST = 0.02
 """How much joints are drawn towards that posture, m/rad: it decides what the hand's pose leaves open (seven joints, six numbers)."""
-KITCHEN_MODEL = "envs/assets/kitchen_franka/kitchen_assets/kitchen_env_model.xml"
+KITCHEN_MODEL = "gymnasium_robotics/envs/assets/kitchen_franka/kitchen_assets/kitchen_env_model.xml"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class Posture:
 
 def arm_model() -> Any:
     """The arm of Gymnasium-Robotics' kitchen by itself, without its fingers: seven joints."""
-    spec = mujoco.MjSpec.from_file(str(Path(gymnasium_robotics.__file__).parent / KITCHEN_MODEL))
+    # Found, not imported: on import Gymnasium-Robotics prints a note about environments that are not used here.
+    spec = mujoco.MjSpec.from_file(str(distribution("gymnasium-robotics").locate_file(KITCHEN_MODEL)))
     for actuator in list(spec.actuators):
         spec.delete(actuator)
     for key in list(spec.keys):
