@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 
-from tests.training.test_meta_training import demonstrated, report, trainer
+from tests.training.test_meta_demonstrations import demonstrated
+from tests.training.test_meta_training import report, trainer
 from training.contract.errors import CheckpointCorrupt
 from training.meta_learner import MetaLearner
 

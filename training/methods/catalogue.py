@@ -112,14 +112,15 @@ SIMPL_AIDED: Final = Method(
 _FROM_UNTRAINED_CRITICS: Final = {
     "maze": {
         "meta": {"policy_posterior_coefficient": 0.05},
-        "finetuning": {"kl_clip": 10.0, "kl_target": 1.0},
+        "finetuning": {"kl_clip": 10.0, "kl_target": 1.0, "coefficient_may_fall": True},
     },
     "kitchen": {
         "meta": {"policy_posterior_coefficient": 1.0},
-        "finetuning": {"kl_clip": 10.0, "kl_target": 5.0, "coefficient_learning_rate": 3e-3},
+        "finetuning": {"kl_clip": 10.0, "kl_target": 5.0, "coefficient_learning_rate": 3e-3, "coefficient_may_fall": True},
     },
 }
-"""KL coefficients of SiMPL's SPiRL baseline, by domain: with those of a meta-trained policy, one that begins untrained leaves the prior."""
+"""KL coefficients of SiMPL's SPiRL baseline, by domain: with those of a meta-trained policy, one that begins untrained leaves the prior.
+They begin high and fall until the divergence is at its target."""
 
 SPIRL: Final = Method(
     "spirl",

@@ -262,6 +262,7 @@ def test_spirl_begins_with_coefficients_that_hold_an_untrained_policy_near_the_p
         spirl = METHODS["spirl"].configure(named)
         assert spirl.meta.policy_posterior_coefficient == coefficient
         assert (spirl.finetuning.kl_clip, spirl.finetuning.kl_target) == (clip, target)
+        assert spirl.finetuning.coefficient_may_fall
 
 
 def test_demonstrations_without_a_skill_encoder_are_refused(tmp_path):
