@@ -6,6 +6,7 @@ networks of meta-training stay as they are.
 """
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,19 +72,27 @@ class TrainedBelief:
 
     @classmethod
     def load(cls, path: Path, config: TrainingConfig, networks: MetaNetworks) -> "TrainedBelief":
-        """From a checkpoint."""
+        """From a checkpoint. Raises ConfigError when it was learned with other settings, or from other networks.
+
+        The checkpoints of earlier versions do not say how they were learned.
+        """
         belief = cls.untrained(config, networks)
         dynamics = untrained_dynamics(config, networks) if config.belief.dynamics_updates else None
-        tensors, _ = load_checkpoint(path, modules={"decoder": belief.decoder} | ({"dynamics": dynamics} if dynamics else {}))
+        tensors, note = load_checkpoint(path, modules={"decoder": belief.decoder} | ({"dynamics": dynamics} if dynamics else {}))
+        if note and note != _origin(config, networks):
+            raise ConfigError(
+                f"{path} was learned with other settings of the section 'belief' or from other networks than these: run the stage 'belief' "
+                "again"
+            )
         novelty = TrainedNovelty(tensors["places"], dynamics.eval()) if dynamics else None
         return cls(tensors["particles"], belief.decoder.eval(), novelty)
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+    def save(self, path: Path, config: TrainingConfig, networks: MetaNetworks) -> None:
+        """Write a checkpoint, with a note of what it was learned with."""
         modules, tensors = {"decoder": self.decoder}, {"particles": self.particles}
         if self.novelty is not None:
             modules["dynamics"], tensors["places"] = self.novelty.dynamics, self.novelty.places
-        save_checkpoint(path, modules=modules, tensors=tensors)
+        save_checkpoint(path, modules=modules, tensors=tensors, note=_origin(config, networks))
 
     def belief(self) -> Belief:
         """As sessions use it."""
@@ -94,6 +103,15 @@ class TrainedBelief:
             return answer
 
         return Belief(self.particles.numpy(), probability, self.novelty and self.novelty.novelty())
+
+
+def _origin(config: TrainingConfig, networks: MetaNetworks) -> dict[str, Any]:
+    """What a belief depends on: its settings, and the networks whose embeddings it weighs."""
+    digest = hashlib.sha256()
+    for module in (networks.encoder, networks.policy):
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return {"belief": config.belief.model_dump(mode="json"), "networks": digest.hexdigest()}
 
 
 def untrained_dynamics(config: TrainingConfig, networks: MetaNetworks) -> SkillDynamics:
@@ -236,7 +254,7 @@ class BeliefTrainer:
                 state, task, label, weight = self._batch(sightings, known)
                 embedding = mean[task] + config.widening * scale[task] * torch.randn(len(task), mean.shape[1], generator=self.generator)
                 losses = functional.binary_cross_entropy_with_logits(decoder.logits(state, embedding), label, reduction="none")
-                loss = (weight * losses).sum() / weight.sum()
+                loss = (weight * losses).sum() / weight.sum().clamp(min=1.0)
                 step(optimizer, loss)
                 if (update + 1) % 100 == 0 or update + 1 == config.updates:
                     log.report(update + 1, {"loss": float(loss.detach())})

@@ -88,6 +88,7 @@ class Domain(ABC):
         config, metadata, limits = self.config, self.env.metadata, self.env.spec
         if limits is None or limits.max_episode_steps is None:
             raise ConfigError(f"{config.domain.env_id} has no max_episode_steps; register it with one")
+        _check_buffers(config, limits.max_episode_steps)
         return ModelSpec(
             env_id=config.domain.env_id,
             observation=_vector_spec(self.env.observation_space, metadata["observation"]),
@@ -184,6 +185,14 @@ def open_domain(config: TrainingConfig) -> Domain:
         nearest = difflib.get_close_matches(name, DOMAINS, 1, 0.0)[0]
         raise ConfigError(f"expected a domain among {', '.join(DOMAINS)}; got {name!r}, the nearest is {nearest!r}")
     return DOMAINS[name](config, gym.make(config.domain.env_id))
+
+
+def _check_buffers(config: TrainingConfig, episode_steps: int) -> None:
+    """Raise ConfigError where a replay has no room for one episode."""
+    needed = -(-episode_steps // config.skills.horizon)
+    for name, size in (("meta.buffer_per_task", config.meta.buffer_per_task), ("finetuning.buffer", config.finetuning.buffer)):
+        if size < needed:
+            raise ConfigError(f"expected {name} to hold an episode of {config.domain.env_id}, {needed} skill transitions; got {size}")
 
 
 def _around_the_arm(picture: Picture) -> Picture:

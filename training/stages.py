@@ -108,7 +108,7 @@ def belief(run: Run) -> None:
         return
     networks, _, _ = _trained(run)
     learned = BeliefTrainer(run.config, networks, run.domain.training_simulator, run.domain.train_tasks, run.dir).run()
-    learned.save(run.dir / "belief.safetensors")
+    learned.save(run.dir / "belief.safetensors", run.config, networks)
     run.say(f"belief: {len(learned.particles)} particles and a reward decoder in {run.dir}/belief.safetensors")
 
 
@@ -116,9 +116,13 @@ def export(run: Run) -> None:
     """write the bundle: ONNX graphs checked against torch, weights, manifest with the safety envelope of the offline data"""
     networks, coefficient, metrics = _trained(run)
     spec = run.domain.spec()
-    evaluation = run.dir / "evaluate.json"
+    belief, evaluation = _belief(run, networks), run.dir / "evaluate.json"
     if evaluation.exists():
-        metrics |= json.loads(evaluation.read_text())["summary"]
+        found = json.loads(evaluation.read_text())
+        if found.get("of") == _evaluated(run):
+            metrics |= found["summary"]
+        else:
+            run.say(f"export: {evaluation} is of other networks or settings than these; the bundle will not name its returns")
     bundle = export_bundle(
         run.bundle_dir,
         config=run.config,
@@ -128,7 +132,7 @@ def export(run: Run) -> None:
         metrics=metrics,
         command=run.command,
         envelope=learn_envelope(run.offline_episodes(), spec),
-        belief=_belief(run, networks),
+        belief=belief,
     )
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     run.say(f"export: {run.bundle_dir}, {size / 2**20:.1f} MiB, digest {bundle.manifest.digest[:12]}")
@@ -157,7 +161,8 @@ def evaluate(run: Run) -> None:
     summary = _summary(task_means(returns, [tuple(s.task) for s in sessions]), config.evaluate.conditioning_episodes)
     for episodes in sessions[0].deterministic_returns:
         summary[f"deterministic_after_{episodes}"] = float(np.mean([s.deterministic_returns[episodes] for s in sessions]))
-    (run.dir / "evaluate.json").write_text(json.dumps({"summary": summary, "command": run.command}, indent=1) + "\n")
+    content = {"summary": summary, "of": _evaluated(run), "command": run.command}
+    (run.dir / "evaluate.json").write_text(json.dumps(content, indent=1) + "\n")
     plot_learning_curve(returns, config.evaluate.conditioning_episodes, run.dir / "evaluate.png")
     run.say("evaluate: " + ", ".join(f"{name} {value:.3f}" for name, value in summary.items()) + f"; see {run.dir}/evaluate.png")
 
@@ -167,16 +172,21 @@ def _evaluated_sessions(run: Run) -> Path:
 
     The folder's name says what they depend on; those of other networks and settings are deleted.
     """
+    folder = run.dir / f"evaluate-{_evaluated(run)}"
+    for other in run.dir.glob("evaluate-????????????*"):
+        if other.is_dir() and other.stem != folder.name:
+            shutil.rmtree(other)
+    return folder
+
+
+def _evaluated(run: Run) -> str:
+    """A digest of the networks and settings that an evaluation depends on, however many episodes it has."""
     content = run.config.model_dump(mode="json", include={"seed", "domain", "finetuning", "evaluate"})
     content["evaluate"].pop("episodes")
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in ("meta", "belief") if run.config.belief.particles else ("meta",):
         digest.update(run.need(name).read_bytes())
-    folder = run.dir / f"evaluate-{digest.hexdigest()[:12]}"
-    for other in run.dir.glob("evaluate-????????????*"):
-        if other.is_dir() and other.stem != folder.name:
-            shutil.rmtree(other)
-    return folder
+    return digest.hexdigest()[:12]
 
 
 def _trained(run: Run) -> tuple[MetaNetworks, float, dict[str, float]]:

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -73,13 +75,25 @@ def test_the_same_seed_learns_the_same_belief(meta_networks, tmp_path):
 
 def test_a_belief_is_the_same_after_it_was_saved(learned, meta_networks, tmp_path):
     made, belief = learned
-    belief.save(tmp_path / "belief.safetensors")
+    belief.save(tmp_path / "belief.safetensors", made.config, meta_networks)
     again = TrainedBelief.load(tmp_path / "belief.safetensors", made.config, meta_networks)
     states, embeddings = np.ones((3, 4), np.float32), np.zeros((3, 2), np.float32)
     assert torch.equal(again.particles, belief.particles)
     np.testing.assert_array_equal(
         again.belief().reward_probability(states, embeddings), belief.belief().reward_probability(states, embeddings)
     )
+
+
+def test_a_belief_of_other_networks_or_settings_is_refused(learned, meta_networks, tmp_path):
+    made, belief = learned
+    belief.save(file := tmp_path / "belief.safetensors", made.config, meta_networks)
+    widened = made.config.model_copy(update={"belief": made.config.belief.model_copy(update={"widening": 9.0})})
+    others = copy.deepcopy(meta_networks)
+    with torch.no_grad():
+        next(others.encoder.parameters()).add_(1.0)
+    for config, networks in ((widened, meta_networks), (made.config, others)):
+        with pytest.raises(ConfigError, match="run the stage 'belief' again"):
+            TrainedBelief.load(file, config, networks)
 
 
 def test_meta_trained_networks_are_left_as_they_are(meta_networks, tmp_path):

@@ -259,6 +259,31 @@ def test_an_evaluation_with_other_settings_does_not_go_on_from_the_former(finish
     assert [json.loads(line)["at"] for line in lines] == [1, 2, 3]
 
 
+def test_a_bundle_does_not_name_the_returns_of_another_evaluation(finished, fresh, capsys):
+    shutil.copytree(finished.run_dir, fresh.run_dir)
+    assert fresh("export") == 0
+    assert "five_after_conditioning" in Bundle.load(fresh.bundle_dir).manifest.provenance.metrics
+    assert fresh("export", "finetuning.batch=4") == 0
+    assert "five_after_conditioning" not in Bundle.load(fresh.bundle_dir).manifest.provenance.metrics
+    assert "is of other networks or settings than these" in capsys.readouterr().err
+
+
+def test_what_was_learned_with_another_belief_is_refused(finished, fresh, capsys):
+    shutil.copytree(finished.run_dir, fresh.run_dir)
+    for stage in ("evaluate", "export"):
+        assert fresh(stage, "belief.widening=9.0") == 2
+        assert "run the stage 'belief' again" in refused(capsys)
+    assert fresh("belief", "belief.widening=9.0") == fresh("export", "belief.widening=9.0") == 0
+
+
+@pytest.mark.parametrize("setting", ["meta.buffer_per_task=10", "finetuning.buffer=10"])
+def test_a_replay_without_room_for_an_episode_is_refused(finished, fresh, capsys, setting):
+    shutil.copytree(finished.run_dir, fresh.run_dir)
+    assert fresh("export", setting) == 2
+    name = setting.partition("=")[0]
+    assert f"expected {name} to hold an episode of clients.simulator:skillet/PointMaze-v0, 200 skill transitions; got 10" in refused(capsys)
+
+
 @pytest.mark.parametrize(("share", "warned"), [(0.01, True), (0.3, False)])
 def test_skills_that_hardly_change_what_is_done_are_told_of(fresh, capsys, monkeypatch, share, warned):
     monkeypatch.setattr("training.stages.skill_share", lambda *_: share)

@@ -3,7 +3,8 @@
 All of them share networks and their sizes, critics with LayerNorm, features of the state, replay, rollouts, the task encoder and how its
 contexts are drawn, offline data and skills. "The learner's improvements" are, in fine-tuning: a target bounded by observed returns, a share
 of each batch from the best episodes, a fixed number of gradient steps an episode, in the kitchen imitation of the best episodes, and half
-of the policy's spread. What infers its task learns from the first rewarded episode on, what does not (SPiRL, MTRL, SAC) from its first.
+of the policy's spread. Skillet learns from its conditioning episodes on, once one was rewarded; SiMPL, aided or not, and PEARL-ft after
+twenty; what does not infer its task (SPiRL, MTRL, SAC) from its first episode, or, where it explores as Skillet does, its first reward.
 """
 
 from typing import Final
@@ -144,8 +145,8 @@ SPIRL_NOVELTY: Final = Method(
 MTRL: Final = Method(
     "mtrl",
     "MTRL",
-    "skills, one policy for all training tasks that is not told the task, trained without relabelling; then fine-tuned from the first "
-    "episode, with the learner's improvements",
+    "skills, one policy for all training tasks that is not told the task, trained without relabelling, with Skillet's return bound and "
+    "share of best episodes; then fine-tuned from the first episode, with the learner's improvements",
     meta="mtrl",
     trainer=MultiTaskTrainer,
     infers_task=False,
@@ -156,8 +157,9 @@ MTRL: Final = Method(
 PEARL: Final = Method(
     "pearl",
     "PEARL",
-    "primitive actions: skills of one step under N(0, I), whose KL takes the place of entropy; meta-trained without relabelling; 20 "
-    "conditioning episodes, then the posterior's mean, and no fine-tuning",
+    "primitive actions: skills of one step under N(0, I), whose KL takes the place of entropy; meta-trained without relabelling, with "
+    "Skillet's return bound and share of best episodes, on contexts of as many transitions, a tenth of the steps; 20 conditioning "
+    "episodes, then the posterior's mean, and no fine-tuning",
     meta="pearl",
     primitive_actions=True,
     explores_until_rewarded=False,

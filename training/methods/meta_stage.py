@@ -1,6 +1,7 @@
 """The networks that a method's sessions start from, with what making them cost."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +69,14 @@ def starting_point(method: Method, setting: Setting, meta_seed: int, folder: Pat
 
 
 def _belief(networks: MetaNetworks, setting: Setting, config: TrainingConfig, run_dir: Path) -> Belief:
-    """As the stage ``belief`` learns it, kept in ``run_dir``."""
+    """As the stage ``belief`` learns it, kept in ``run_dir``; learned anew where what is there is of other settings."""
     file = run_dir / "belief.safetensors"
-    if not file.exists():
-        BeliefTrainer(config, networks, setting.training_simulator, setting.train_tasks, run_dir).run().save(file)
-    return TrainedBelief.load(file, config, networks).belief()
+    if file.exists():
+        with suppress(ConfigError):
+            return TrainedBelief.load(file, config, networks).belief()
+    learned = BeliefTrainer(config, networks, setting.training_simulator, setting.train_tasks, run_dir).run()
+    learned.save(file, config, networks)
+    return learned.belief()
 
 
 def needs_meta_training(method: Method, setting: Setting, meta_seed: int) -> bool:

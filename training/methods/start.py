@@ -34,7 +34,7 @@ class Start:
     networks: MetaNetworks | None = None
     coefficient: float = 0.0
     networks_digest: str = ""
-    """Of Skillet's networks where they come from a run; a bundle's digest is in ``origin``."""
+    """Of Skillet's networks, the belief's among them, where they come from a run; a bundle's digest is in ``origin``."""
     belief: Belief | None = None
     has_skill_encoder: bool = True
     """Whether offline episodes can be put into skills; a bundle has no encoder of skills."""
@@ -50,6 +50,7 @@ def start_from_run(run: Run) -> Start:
             start.coefficient = float(trainer.learner.policy_posterior())
             if run.config.belief.particles:
                 start.belief = TrainedBelief.load(run.need("belief"), run.config, trainer.networks).belief()
+                start.networks_digest += _digest(run.need("belief"))
     return start
 
 

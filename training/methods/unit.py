@@ -79,7 +79,7 @@ def kept_units(methods: Mapping[str, Method], setting: Setting, out: Path) -> tu
             content = json.loads(path.read_text())
             unit = Unit(methods[content["method"]], content["meta_seed"], content["seed"])
             fits = content["fingerprint"] == _fingerprint(unit, setting.configure(unit.method, unit.meta_seed), setting)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             fits = False
         if fits and unit.results(out) == path:
             found.append(unit)
@@ -93,12 +93,16 @@ def _episodes_done(unit: Unit, fingerprint: str, out: Path) -> int:
     path = unit.results(out)
     if not path.exists():
         return 0
-    content = json.loads(path.read_text())
-    if content["fingerprint"] != fingerprint:
+    try:
+        content = json.loads(path.read_text())
+        found, done = content["fingerprint"], len(content["sessions"][0]["returns"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"{path} is cut or damaged: delete it, and its sessions run anew") from error
+    if found != fingerprint:
         raise ConfigError(
             f"{path} was run with another configuration, on other tasks or from another start; choose another --out, or delete it"
         )
-    return len(content["sessions"][0]["returns"])
+    return done
 
 
 def _content(
@@ -126,7 +130,8 @@ def _fingerprint(unit: Unit, config: TrainingConfig, setting: Setting) -> str:
     """Of everything that the results depend on, but not of how many episodes were asked for."""
     content = digested(config)
     content["evaluate"].pop("episodes")
-    if not needs_meta_training(unit.method, setting, unit.meta_seed):
+    own_belief = unit.method.explores_as_skillet and setting.start.belief is None  # of a meta-training of Skillet's that is made for it
+    if not needs_meta_training(unit.method, setting, unit.meta_seed) and not own_belief:
         content["meta"] = config.meta.policy_posterior_coefficient  # what networks that begin untrained begin with
     parts = [content, [list(task) for task in setting.test_tasks], setting.start.origin]
     if unit.method.explores_as_skillet or (unit.method.meta == "skillet" and not needs_meta_training(unit.method, setting, unit.meta_seed)):

@@ -16,7 +16,7 @@ from training.methods.meta_stage import starting_point
 from training.methods.protocol import MethodProtocol
 from training.methods.setting import Setting
 from training.methods.start import Start
-from training.methods.unit import Unit, run_unit
+from training.methods.unit import Unit, kept_units, run_unit
 from training.relabelling import Relabeller
 from training.session_store import load_sessions
 
@@ -253,6 +253,23 @@ def test_results_of_other_networks_are_not_gone_on_from(setting, tmp_path, meta_
     run_unit(unit, dataclasses.replace(setting, start=start), 1, tmp_path)
     with pytest.raises(ConfigError, match="from another start"):
         run_unit(unit, dataclasses.replace(setting, start=dataclasses.replace(start, networks_digest="two")), 2, tmp_path)
+
+
+def test_results_with_a_belief_of_another_meta_training_are_not_gone_on_from(tmp_path):
+    unit, believing = Unit(METHODS["spirl-novelty"], 0, 0), {"particles": 5, "episodes": 4, "updates": 2, "batch": 8, "hidden": (4,)}
+    run_unit(unit, make_setting(belief=believing), 1, tmp_path)
+    with pytest.raises(ConfigError, match="with another configuration"):
+        run_unit(unit, make_setting(belief=believing, meta={"updates": 3}), 2, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["[]", "null", '{"sessions": []}', '{"fingerprint": "'])
+def test_damaged_results_are_named(setting, tmp_path, damage):
+    unit = Unit(METHODS["spirl"], 0, 0)
+    run_unit(unit, setting, 1, tmp_path)
+    unit.results(tmp_path).write_text(damage)
+    with pytest.raises(ConfigError, match=f"{unit.name}.json is cut or damaged: delete it"):
+        run_unit(unit, setting, 2, tmp_path)
+    assert kept_units(METHODS, setting, tmp_path) == ([], [unit.results(tmp_path)])
 
 
 def test_spirl_begins_with_coefficients_that_hold_an_untrained_policy_near_the_prior(setting):
