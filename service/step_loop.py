@@ -64,7 +64,7 @@ class StepLoop:
                 return msgspec.structs.replace(before, replayed=True)
             if loaded.session.episode_open or loaded.session.unsettled:
                 changes = Changes()
-                recording.end_episode(loaded.session, changes, networks)
+                recording.close_episode(loaded.session, changes, networks)
                 if not self.store.save(loaded, changes):
                     continue
                 self.grew(loaded, changes, networks)
@@ -85,13 +85,12 @@ class StepLoop:
         raise _busy(session_id)
 
     async def end_episode(self, session_id: str) -> schemas.EpisodeEnded:
-        """End an open episode as truncated, without beginning another. Asked again, the same answer again."""
+        """End an open episode as truncated, without beginning another. Asked again, the same answer again, less the rewards that came."""
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.EpisodeEnded:
             if loaded.session.episode < 0:
                 raise recording.no_open_episode(loaded.session)
-            recording.end_episode(loaded.session, changes, networks)
-            return schemas.EpisodeEnded(loaded.session.ended)
+            return schemas.EpisodeEnded(recording.end_episode(loaded.session, changes, networks))
 
         return await self._apply(session_id, change)
 
