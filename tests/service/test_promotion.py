@@ -216,6 +216,31 @@ def test_a_version_waits_for_approval_where_the_session_says_so(api: TestClient,
     assert [event["event"] for event in driver.get("/policy")["history"]] == ["candidate", "candidate", "approved", "approved"]
 
 
+def test_a_candidate_cannot_be_gone_back_to(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api, promotion="manual"), worker(settings, tiny_networks)
+    work_off(learner)
+    driver.ok(driver.post("policy/approve"))
+    driver.run_episode(final_reward=1.0)
+    work_off(learner)
+    refused = driver.post("policy/rollback", version=2)
+    assert (refused.status_code, refused.json()["code"], refused.json()["expected"]) == (404, "unknown_version", [0, 1])
+    assert "waits for approval" in refused.json()["detail"]
+    policy = driver.get("/policy")
+    assert (policy["current"], policy["versions"][2]["status"]) == (1, "candidate")
+    assert driver.get("/finetuning")["paused"] is False
+
+
+def test_a_rejected_version_cannot_be_gone_back_to(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    monkeypatch.setattr("service.learning.find_fault", lambda *_: "it is to be rejected")
+    work_off(learner)
+    assert driver.get("/policy")["versions"][1]["status"] == "rejected"
+    refused = driver.post("policy/rollback", version=1)
+    assert (refused.status_code, refused.json()["code"], refused.json()["expected"]) == (404, "unknown_version", [0])
+
+
 def test_the_history_tells_every_event_with_its_reason(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
     driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
     work_off(learner)
