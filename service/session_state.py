@@ -114,7 +114,7 @@ class Session(Struct, array_like=True):
     # what is in Redis beside it
     rows: int = 0
     revision: int = 0  # how often a late reward changed a row
-    rewarded: bool = False
+    rewarded: bool = False  # in a step: rewards of a skill that add up to nothing tell of its task too
     episodes_completed: int = 0
     followed: Followed | None = None  # by a session that explores by a belief
     recent_returns: list[float] = []  # of the newest completed episodes, which tell what the session knows how to earn

@@ -140,8 +140,8 @@ class VersionStore:
     def roll_back(self, keys: SessionKeys, version: int | None, current: int, reason: str, fallback: Fallback | None = None) -> None:
         """Make ``version`` (None: the published one before ``current``) the current one and pause fine-tuning.
 
-        With ``fallback`` the session may `resume` by itself. Raises UnknownVersion when there is none, it was rejected or waits for approval,
-        or its weights are no longer kept.
+        With ``fallback`` the session may `resume` by itself. Raises UnknownVersion when there is none, it was rejected, it waits for
+        approval, or its weights are no longer kept.
         """
         records = self.versions(keys)
         if any(record.version == version and record.status == "candidate" for record in records):

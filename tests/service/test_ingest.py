@@ -166,6 +166,18 @@ def test_a_late_reward_ends_exploring(api: TestClient) -> None:
     assert driver.start()["phase"] == "adapted"
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_rewards_of_a_skill_that_add_up_to_nothing_are_rewards_whenever_they_come(api: TestClient, late: bool) -> None:
+    driver = acted(api, steps=5, conditioning_episodes=1)
+    rewards = {1: 1.0, 3: -1.0}
+    outcomes = [{**outcome_of(step), "reward": None if late and step in rewards else rewards.get(step, 0.0)} for step in range(5)]
+    driver.ok(driver.post("transitions", transitions=[*outcomes[:4], {**outcomes[4], "terminated": True}]))
+    if late:
+        driver.ok(driver.post("rewards", rewards=[{"episode": 0, "step": step, "reward": reward} for step, reward in rewards.items()]))
+    assert context_of(api, driver)[0, api.app.state.parts.bundles["tiny"].layout.reward] == 0
+    assert driver.start()["phase"] == "adapted"
+
+
 def test_rewards_that_never_came_are_named_when_the_next_episode_starts(api: TestClient) -> None:
     driver = acted(api)
     driver.ok(driver.post("transitions", transitions=[outcome_of(step, with_reward=step != 4) for step in range(STEPS)]))
