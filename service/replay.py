@@ -79,6 +79,7 @@ def _act(session: Session, event: Acted, networks: Networks, policies: Policies,
         session.phase, session.rewarded = event.phase, event.rewarded
         session.beyond_from = event.step if event.beyond else -1
         session.detour_from = event.step if event.detour else -1
+        session.outcome_step = 0 if event.rewards_due else event.step
         policy = policies(event.policy_version)
         if policy is None:
             found.unknown += 1

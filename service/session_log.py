@@ -36,7 +36,8 @@ class Acted(Struct, frozen=True, tag="acted", array_like=True):
     """An action was given for a state; ``skill`` (float32 [Z]) when it began one, chosen in ``phase`` by this version.
 
     ``rewarded``: whether the session had seen a reward by then. ``beyond``: whether the skill explored because there was nothing left to
-    gain, or went back to a reward because the episode was overdue. ``detour``: whether it was one of a detour.
+    gain, or went back to a reward because the episode was overdue. ``detour``: whether it was one of a detour. ``rewards_due``: whether
+    rewards before it were not known yet, so that the session did not take its state for seen in vain.
     """
 
     step: int
@@ -48,6 +49,7 @@ class Acted(Struct, frozen=True, tag="acted", array_like=True):
     rewarded: bool = False
     beyond: bool = False
     detour: bool = False
+    rewards_due: bool = False
 
 
 class Reported(Struct, frozen=True, tag="reported", array_like=True):

@@ -259,7 +259,8 @@ def acted(session: Session, answer: schemas.Action, state: Floats, horizon: int)
     action = pack_rows(np.array(answer.action, np.float32))
     began = skill.skill if answer.skill_step == 0 else None
     beyond, detour = session.beyond_from >= 0, skill_choice.on_detour(session, answer.step, horizon)
-    return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began, session.rewarded, beyond, detour)
+    due = skill_choice.rewards_due(session, answer.step)
+    return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began, session.rewarded, beyond, detour, due)
 
 
 def _started_with(session: Session, key: str | None) -> schemas.EpisodeStarted | None:
