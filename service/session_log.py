@@ -20,7 +20,9 @@ KEPT_SAVES: Final = 50_000
 class Began(Struct, frozen=True, tag="began", array_like=True):
     """An episode began, with ``rows`` skill transitions before it, acting with this embedding, float32 [E], or these in turn [n, E].
 
-    ``route``: float32 [n, R], along which it goes back to a reward once it is overdue.
+    ``route``: float32 [n, R], along which it goes back to a reward once it is overdue. What the session had seen in vain when the episode
+    began, until its first reward: ``plausibility`` float32 [P] of particles, and the places ``seen`` float32 [m, R]. The episodes before
+    that tell of it may no longer be in the log.
     """
 
     episode: int
@@ -30,6 +32,8 @@ class Began(Struct, frozen=True, tag="began", array_like=True):
     embedding: bytes
     task_version: int
     route: bytes = b""
+    plausibility: bytes = b""
+    seen: bytes = b""
 
 
 class Acted(Struct, frozen=True, tag="acted", array_like=True):

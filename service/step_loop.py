@@ -22,7 +22,7 @@ from service.policies import MetaPolicy, Networks
 from service.policy_loading import PolicyLoader, Wanted
 from service.session_errors import ConcurrentUpdate
 from service.session_log import Acted, Began
-from service.session_state import Changes, Loaded, Session, StartedEpisode, task_prior
+from service.session_state import Changes, Explored, Loaded, Session, StartedEpisode, task_prior
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.versions import VersionStore
@@ -249,8 +249,19 @@ class StepLoop:
 
 
 def _began(session: Session) -> Began:
-    route = b"" if session.explored is None else session.explored.route
-    return Began(session.episode, session.rows, session.phase, session.use_skill_prior, session.embedding, session.task_version, route)
+    explored = session.explored or Explored()
+    plausibility = b"" if session.rewarded or session.followed is None else session.followed.plausibility
+    return Began(
+        session.episode,
+        session.rows,
+        session.phase,
+        session.use_skill_prior,
+        session.embedding,
+        session.task_version,
+        explored.route,
+        plausibility,
+        explored.seen,
+    )
 
 
 def acted(session: Session, answer: schemas.Action, state: Floats, horizon: int) -> Acted:

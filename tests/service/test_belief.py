@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.policies import Networks
 from service.replay import replay
-from service.session_log import read_log
+from service.session_log import Began, read_log
 from service.session_state import Session
 from service.sessions_cli import _blank, main
 from service.settings import Settings
@@ -204,6 +204,21 @@ def test_a_replay_knows_when_a_late_reward_became_known(
     monkeypatch.setenv("SKILLET_REDIS_URL", str(settings.redis_url))
     assert main(["replay", believer.session["session_id"], "--bundle", str(tiny_bundle.path)]) == 0
     assert "37 actions replayed, 37 identical, 0 differ" in capsys.readouterr().out
+
+
+def test_a_replay_is_identical_though_the_first_episodes_are_no_longer_in_the_log(believer: Driver, tiny_networks: Networks) -> None:
+    for _ in range(3):
+        believer.run_episode(steps=42)
+    store = believer.api.app.state.parts.store
+    store.redis.ltrim(store.load(believer.session["session_id"]).keys.log, 60, -1)
+    again = replayed(believer, tiny_networks)
+    kept = stored(believer)
+    assert (again.followed, again.explored) == (kept.followed, kept.explored)
+    believer.run_episode(steps=12, final_reward=1.0)
+    believer.run_episode(steps=12)
+    replayed(believer, tiny_networks)
+    *_, last = (event for event in read_log(store.redis, store.load(kept.session_id).keys) if isinstance(event, Began))
+    assert (last.plausibility, last.seen) == (b"", b""), "once rewarded, it is not needed"
 
 
 def test_conditioning_episodes_are_the_bundles_unless_the_client_says_otherwise(api: TestClient, tiny_bundle: Bundle) -> None:
