@@ -185,9 +185,8 @@ def exploratory_embedding(
     With it, where that comes from the belief, what the session follows now; ``before``: what it followed (None: nothing yet).
     ``in_vain``: whether it is known that the state brought no reward, unless the session was ``rewarded``.
     """
-    fruitless = (
-        episode >= conditioning_episodes and not rewarded
-    )  # every second episode takes the skill prior then: no third kind beside it
+    # Every second episode takes the skill prior then: no third kind beside it.
+    fruitless = episode >= conditioning_episodes and not rewarded
     if belief is not None and exploration.samples_posterior and (fruitless or not exploration.keeps_to_task_prior(episode)):
         return belief.at_random(seed=seed, episode=episode, turn=skill_index // SWITCH_SKILLS), None
     if belief is None or exploration is not Exploration.BELIEF:
