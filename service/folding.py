@@ -70,7 +70,6 @@ def add_late_reward(session: Session, step: int, reward: float, changes: Changes
     else:
         changes.late_rewards.append((4 * (row * layout.width + layout.reward), reward))
         session.revision += 1
-        session.rewarded = session.rewarded or reward != 0
     if session.unsettled and not session.pending:
         settle(session, changes)
 
@@ -87,6 +86,7 @@ def _fold(session: Session, skill: OpenSkill, outcome: Outcome) -> None:
 
 
 def _earn(session: Session, step: int, reward: float) -> None:
+    session.rewarded = session.rewarded or reward != 0
     session.episode_return += reward
     if 0 <= session.beyond_from <= step:
         session.beyond_return += reward
@@ -98,7 +98,6 @@ def _complete_skill(session: Session, changes: Changes, networks: Networks, last
     row = networks.layout.row(state, chosen, skill.reward, last.terminated, next_state)
     changes.rows.append(row)
     session.rows += 1
-    session.rewarded = session.rewarded or bool(row[networks.layout.reward] != 0)
 
 
 def _complete_episode(session: Session, changes: Changes) -> None:

@@ -75,6 +75,7 @@ class SessionLearner:
         progress = self._stores.versions.progress(loaded.keys)
         if progress.paused or not learning_due(loaded.session):
             self.leave(loaded)
+            self._report(loaded, state="idle")
             return Turn.CAUGHT_UP
         finetuner = self._finetuner = self._finetuner or self._restore(loaded)
         if progress.restart is not None:

@@ -7,6 +7,8 @@ from bisect import insort
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from service import schemas
 from service.folding import add_late_reward, end_as_truncated, fold_next, settle
 from service.observations import check_observation
@@ -41,14 +43,23 @@ def record_rewards(session: Session, rewards: Sequence[schemas.LateReward], chan
     return _each(rewards, lambda item: _place_reward(session, item, changes, layout), lambda item: item)
 
 
-def end_episode(session: Session, changes: Changes, networks: Networks) -> None:
-    """End the episode: as truncated if it is open, and without the rewards that have not come. `Session.ended` says what was left out."""
-    was_open, missing_steps = session.episode_open, gaps(session)
-    discarded = end_as_truncated(session, changes, networks) if was_open else []
-    steps = session.outcome_step
-    missing_rewards = settle(session, changes) if session.unsettled else []
-    if was_open or missing_rewards:
-        session.ended = schemas.EndedEpisode(session.episode, steps, missing_steps, discarded, missing_rewards)
+def end_episode(session: Session, changes: Changes, networks: Networks) -> schemas.EndedEpisode | None:
+    """End the episode, as truncated if it is open. Rewards may still follow. Returns what it is without, None when nothing is missing."""
+    if session.episode_open:
+        missing_steps = gaps(session)
+        discarded = end_as_truncated(session, changes, networks)
+        session.ended = schemas.EndedEpisode(session.episode, session.outcome_step, missing_steps, discarded, [])
+    if not session.pending:
+        return session.ended
+    ended = session.ended or schemas.EndedEpisode(session.episode, session.outcome_step, [], [], [])
+    return msgspec.structs.replace(ended, missing_rewards=sorted(session.pending))
+
+
+def close_episode(session: Session, changes: Changes, networks: Networks) -> None:
+    """End the episode without the rewards that have not come. `Session.ended` says what was left out."""
+    session.ended = end_episode(session, changes, networks)
+    if session.unsettled:
+        settle(session, changes)
 
 
 def ended_at(session: Session) -> int | None:
@@ -163,9 +174,10 @@ def _stored(session: Session, outcome: Outcome) -> bool:
 def _kept(session: Session, step: int) -> bool:
     """Whether the step's transition is in the context. After the end of an episode with gaps its count says nothing of a step."""
     ended = session.ended
-    if session.episode_open or ended is None or ended.episode != session.episode or not (ended.gaps or ended.discarded):
+    if session.episode_open or ended is None or ended.episode != session.episode:
         return step < session.outcome_step
-    return step < session.act_step and step not in ended.gaps and step not in ended.discarded
+    missing = {*ended.gaps, *ended.discarded}
+    return step < ended.steps + len(missing) and step not in missing
 
 
 def _same(one: Outcome, other: Outcome) -> bool:
@@ -212,11 +224,18 @@ def _place_reward(session: Session, late: schemas.LateReward, changes: Changes, 
         changes.events.append(Rewarded(late.step, late.reward))
         held.reward = late.reward
         return "stored"
-    if held is None and late.step >= session.outcome_step:
+    if held is None and not _kept(session, late.step):
         raise StepNotActed(
             f"step {late.step} of episode {late.episode} has no transition to add a reward to",
-            expected=f"one of the steps {sorted(session.pending)[:10]}",
+            expected=f"one of the steps {pending_rewards(session)[:10]}",
             received=late.step,
-            action="Post the step's transition first.",
+            action="Post the step's transition first." if session.episode_open else "Leave it out: the episode ended without the step.",
+        )
+    if session.ended is not None and late.step in session.ended.missing_rewards:
+        raise NoOpenEpisode(
+            f"episode {late.episode} was completed without the reward of step {late.step}",
+            expected="a reward before the next episode starts",
+            received=late.step,
+            action="Leave it out: it counts as 0.",
         )
     return "duplicate"

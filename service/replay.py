@@ -9,7 +9,7 @@ from service import acting, skill_choice
 from service.errors import InvalidRequest
 from service.policies import MetaPolicy, Networks
 from service.session_log import Acted, Began, Event, Reported
-from service.session_state import Explored, OpenSkill, Outcome, Posterior, Session
+from service.session_state import Explored, Followed, OpenSkill, Outcome, Posterior, Session
 from training.contract.context import Floats, pack_rows, unpack_rows
 
 Policies = Callable[[int], MetaPolicy | None]
@@ -67,6 +67,11 @@ def _begin(session: Session, event: Began, networks: Networks, context: Floats) 
     session.may_go_beyond, session.detour_after = False, None  # the log says of each skill whether it did
     if event.route:
         session.explored = Explored(route=event.route)
+    if networks.digest == session.digest:  # another bundle has seen with other eyes
+        if event.plausibility:
+            session.followed = Followed(event.plausibility, particle=-1, since=0, hope=1.0)  # it chooses anew with the first skill
+        if event.seen:
+            session.explored = Explored(seen=event.seen)
 
 
 def _act(session: Session, event: Acted, networks: Networks, policies: Policies, found: Replayed) -> None:
@@ -79,6 +84,7 @@ def _act(session: Session, event: Acted, networks: Networks, policies: Policies,
         session.phase, session.rewarded = event.phase, event.rewarded
         session.beyond_from = event.step if event.beyond else -1
         session.detour_from = event.step if event.detour else -1
+        session.outcome_step = 0 if event.rewards_due else event.step
         policy = policies(event.policy_version)
         if policy is None:
             found.unknown += 1

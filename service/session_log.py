@@ -20,7 +20,9 @@ KEPT_SAVES: Final = 50_000
 class Began(Struct, frozen=True, tag="began", array_like=True):
     """An episode began, with ``rows`` skill transitions before it, acting with this embedding, float32 [E], or these in turn [n, E].
 
-    ``route``: float32 [n, R], along which it goes back to a reward once it is overdue.
+    ``route``: float32 [n, R], along which it goes back to a reward once it is overdue. What the session had seen in vain when the episode
+    began, until its first reward: ``plausibility`` float32 [P] of particles, and the places ``seen`` float32 [m, R]. The episodes before
+    that tell of it may no longer be in the log.
     """
 
     episode: int
@@ -30,13 +32,16 @@ class Began(Struct, frozen=True, tag="began", array_like=True):
     embedding: bytes
     task_version: int
     route: bytes = b""
+    plausibility: bytes = b""
+    seen: bytes = b""
 
 
 class Acted(Struct, frozen=True, tag="acted", array_like=True):
     """An action was given for a state; ``skill`` (float32 [Z]) when it began one, chosen in ``phase`` by this version.
 
     ``rewarded``: whether the session had seen a reward by then. ``beyond``: whether the skill explored because there was nothing left to
-    gain, or went back to a reward because the episode was overdue. ``detour``: whether it was one of a detour.
+    gain, or went back to a reward because the episode was overdue. ``detour``: whether it was one of a detour. ``rewards_due``: whether
+    rewards before it were not known yet, so that the session did not take its state for seen in vain.
     """
 
     step: int
@@ -48,6 +53,7 @@ class Acted(Struct, frozen=True, tag="acted", array_like=True):
     rewarded: bool = False
     beyond: bool = False
     detour: bool = False
+    rewards_due: bool = False
 
 
 class Reported(Struct, frozen=True, tag="reported", array_like=True):

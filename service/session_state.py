@@ -109,12 +109,12 @@ class Session(Struct, array_like=True):
     held: list[Outcome] = []  # by step, all after outcome_step: they wait for the steps before them
     pending: dict[int, int] = {}  # steps whose reward is to follow -> row of the context that it belongs to
     unsettled: bool = False  # the episode is over, but not all rewards have come
-    ended: EndedEpisode | None = None  # what the end of the last episode left out, until the next one's start tells it
+    ended: EndedEpisode | None = None  # what the end of the last episode left out; rewards only once it counts without them
     started: list[StartedEpisode] = []  # the newest starts that had an idempotency key
     # what is in Redis beside it
     rows: int = 0
     revision: int = 0  # how often a late reward changed a row
-    rewarded: bool = False
+    rewarded: bool = False  # in a step: rewards of a skill that add up to nothing tell of its task too
     episodes_completed: int = 0
     followed: Followed | None = None  # by a session that explores by a belief
     recent_returns: list[float] = []  # of the newest completed episodes, which tell what the session knows how to earn

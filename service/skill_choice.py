@@ -56,10 +56,15 @@ def _goes_beyond(session: Session, networks: Networks) -> bool:
     if not session.may_go_beyond:
         return False
     if has_route and (novelty := _novelty(session, networks)) is not None:
-        if session.pending or session.outcome_step < session.act_step:  # what the episode has earned is not known yet
+        if rewards_due(session, session.act_step):  # what the episode has earned is not known yet
             return False
         return overdue(_places(session, novelty), session.act_step // networks.spec.skill_horizon, earned=session.episode_return)
     return session.exploration.nothing_left(earned=session.episode_return, returns=session.recent_returns)
+
+
+def rewards_due(session: Session, step: int) -> bool:
+    """Whether rewards of the steps before ``step`` are not known yet, so that nothing can be said to have been in vain."""
+    return bool(session.pending) or session.outcome_step < step
 
 
 def on_detour(session: Session, step: int, horizon: int) -> bool:
@@ -119,25 +124,32 @@ def _explored(session: Session, state: Floats, networks: Networks) -> Floats:
     embedding, now = exploratory_embedding(
         session.exploration, belief, before, state, seed=session.seed, episode=session.episode,
         skill_index=session.act_step // spec.skill_horizon, conditioning_episodes=session.conditioning_episodes, rewarded=session.rewarded,
-        task_embedding_dim=spec.task_embedding_dim,
+        task_embedding_dim=spec.task_embedding_dim, in_vain=not rewards_due(session, session.act_step),
     )  # fmt: skip
     if now is not None:
         session.followed = Followed(pack_rows(now.plausibility), now.particle, now.since, now.hope)
+    elif session.exploration is Exploration.NOVELTY:  # deterministic
+        _note_in_vain(session, state, networks)
     return embedding
 
 
 def _planned(session: Session, state: Floats, networks: Networks, novelty: Novelty) -> Floats:
-    """The skill [Z] of a session that explores by novelty and knows nothing of its task yet. What it sees speaks against particles too."""
+    """The skill [Z] of a session that explores by novelty and knows nothing of its task yet."""
     spec = networks.spec
     skill, after = novelty.plan(
         _places(session, novelty), state, seed=session.seed, episode=session.episode, skill_index=session.act_step // spec.skill_horizon,
         skill_dim=spec.skill_dim,
     )  # fmt: skip
     session.explored = Explored(*map(pack_rows, (after.seen, after.aimed, after.track, after.route)))
-    if networks.belief is not None and not session.rewarded:
+    _note_in_vain(session, state, networks)
+    return skill
+
+
+def _note_in_vain(session: Session, state: Floats, networks: Networks) -> None:
+    """What a session that explores by novelty sees speaks against particles too, though it follows none: `GET /task` tells it."""
+    if networks.belief is not None and not session.rewarded and not rewards_due(session, session.act_step):
         now = following(session, networks.belief)
         session.followed = Followed(pack_rows(networks.belief.seen_in_vain(now.plausibility, state)), now.particle, now.since, now.hope)
-    return skill
 
 
 def following(session: Session, belief: Belief) -> Following:

@@ -22,7 +22,7 @@ from service.policies import MetaPolicy, Networks
 from service.policy_loading import PolicyLoader, Wanted
 from service.session_errors import ConcurrentUpdate
 from service.session_log import Acted, Began
-from service.session_state import Changes, Loaded, Session, StartedEpisode, task_prior
+from service.session_state import Changes, Explored, Loaded, Session, StartedEpisode, task_prior
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.versions import VersionStore
@@ -64,7 +64,7 @@ class StepLoop:
                 return msgspec.structs.replace(before, replayed=True)
             if loaded.session.episode_open or loaded.session.unsettled:
                 changes = Changes()
-                recording.end_episode(loaded.session, changes, networks)
+                recording.close_episode(loaded.session, changes, networks)
                 if not self.store.save(loaded, changes):
                     continue
                 self.grew(loaded, changes, networks)
@@ -85,13 +85,12 @@ class StepLoop:
         raise _busy(session_id)
 
     async def end_episode(self, session_id: str) -> schemas.EpisodeEnded:
-        """End an open episode as truncated, without beginning another. Asked again, the same answer again."""
+        """End an open episode as truncated, without beginning another. Asked again, the same answer again, less the rewards that came."""
 
         def change(loaded: Loaded, changes: Changes, networks: Networks, policy: MetaPolicy | None) -> schemas.EpisodeEnded:
             if loaded.session.episode < 0:
                 raise recording.no_open_episode(loaded.session)
-            recording.end_episode(loaded.session, changes, networks)
-            return schemas.EpisodeEnded(loaded.session.ended)
+            return schemas.EpisodeEnded(recording.end_episode(loaded.session, changes, networks))
 
         return await self._apply(session_id, change)
 
@@ -250,8 +249,19 @@ class StepLoop:
 
 
 def _began(session: Session) -> Began:
-    route = b"" if session.explored is None else session.explored.route
-    return Began(session.episode, session.rows, session.phase, session.use_skill_prior, session.embedding, session.task_version, route)
+    explored = session.explored or Explored()
+    plausibility = b"" if session.rewarded or session.followed is None else session.followed.plausibility
+    return Began(
+        session.episode,
+        session.rows,
+        session.phase,
+        session.use_skill_prior,
+        session.embedding,
+        session.task_version,
+        explored.route,
+        plausibility,
+        explored.seen,
+    )
 
 
 def acted(session: Session, answer: schemas.Action, state: Floats, horizon: int) -> Acted:
@@ -260,7 +270,8 @@ def acted(session: Session, answer: schemas.Action, state: Floats, horizon: int)
     action = pack_rows(np.array(answer.action, np.float32))
     began = skill.skill if answer.skill_step == 0 else None
     beyond, detour = session.beyond_from >= 0, skill_choice.on_detour(session, answer.step, horizon)
-    return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began, session.rewarded, beyond, detour)
+    due = skill_choice.rewards_due(session, answer.step)
+    return Acted(answer.step, pack_rows(state), action, answer.policy_version, answer.phase, began, session.rewarded, beyond, detour, due)
 
 
 def _started_with(session: Session, key: str | None) -> schemas.EpisodeStarted | None:

@@ -54,6 +54,7 @@ return tonumber(ARGV[2])
 """
 )
 
+# A version that is approved after going back is what serves then, so it is what the learner begins again from.
 MAKE_CURRENT: Final = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[1] ~= '0' and redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 0 end
@@ -62,7 +63,8 @@ if ARGV[3] ~= '' then
   redis.call('HSET', KEYS[3], 'paused', '1', 'restart', ARGV[1], 'fallen', ARGV[3])
   if ARGV[4] == '' then redis.call('HDEL', KEYS[3], 'fallback') else redis.call('HSET', KEYS[3], 'fallback', ARGV[4]) end
 else
-  redis.call('HDEL', KEYS[3], 'restart', 'fallback')
+  if redis.call('HEXISTS', KEYS[3], 'restart') == 1 then redis.call('HSET', KEYS[3], 'restart', ARGV[1]) end
+  redis.call('HDEL', KEYS[3], 'fallback')
 end
 redis.call('RPUSH', KEYS[4], ARGV[2])
 for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[1])) end

@@ -140,10 +140,12 @@ class VersionStore:
     def roll_back(self, keys: SessionKeys, version: int | None, current: int, reason: str, fallback: Fallback | None = None) -> None:
         """Make ``version`` (None: the published one before ``current``) the current one and pause fine-tuning.
 
-        With ``fallback`` the session may `resume` by itself. Raises UnknownVersion when there is none, it was rejected, or its weights are
-        no longer kept.
+        With ``fallback`` the session may `resume` by itself. Raises UnknownVersion when there is none, it was rejected, it waits for
+        approval, or its weights are no longer kept.
         """
         records = self.versions(keys)
+        if any(record.version == version and record.status == "candidate" for record in records):
+            raise self._unknown(keys, version, current)
         published = [0, *(record.version for record in records if record.status == "published")]
         if version is None:
             version = max((number for number in published if number < current), default=None)
@@ -234,12 +236,18 @@ class VersionStore:
         return {name.decode(): float(value) for name, value in cast(dict[bytes, bytes], self.redis.hgetall(COUNTERS)).items()}
 
     def _unknown(self, keys: SessionKeys, version: int | None, current: int) -> UnknownVersion:
-        kept = sorted(int(number) for number in cast(list[bytes], self.redis.hkeys(keys.weights)))
+        kept = {int(number) for number in cast(list[bytes], self.redis.hkeys(keys.weights))}
+        waiting = {record.version for record in self.versions(keys) if record.status == "candidate"}
+        detail = f"there is no version {version} to go back to"
+        if version is None:
+            detail = f"there is no published version before {current}"
+        elif version in waiting:
+            detail = f"version {version} waits for approval, and never served"
         return UnknownVersion(
-            f"there is no published version before {current}" if version is None else f"there is no version {version} to go back to",
-            expected=[0, *kept],
+            detail,
+            expected=[0, *sorted(kept - waiting)],
             received=version,
-            action="Name one of the versions whose weights are kept: GET /v1/sessions/{id}/policy.",
+            action="Name one of the versions that served and whose weights are kept: GET /v1/sessions/{id}/policy.",
         )
 
 

@@ -139,10 +139,10 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class EndedEpisode:
-    """An episode that starting the next one ended: as truncated if it was open, and without the rewards that had not come.
+    """An episode that was ended, as truncated if it was open; by starting the next one, for good.
 
     ``steps``: transitions kept. ``gaps``: steps whose transition never came, ``discarded``: those of no use without them,
-    ``missing_rewards``: those that count with a reward of 0.
+    ``missing_rewards``: those that count with a reward of 0, unless it is posted before the next episode starts.
     """
 
     episode: int

@@ -192,7 +192,7 @@ class Session:
         return posted
 
     def end_episode(self) -> EndedEpisode | None:
-        """End the newest episode, as truncated if it is open, without starting the next.
+        """End the newest episode, as truncated if it is open, without starting the next. `post_rewards` may still follow.
 
         Returns what was kept of it and what is missing; None when it had ended by itself with nothing missing.
         Raises NoOpenEpisode before the first episode.

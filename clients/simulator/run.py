@@ -14,6 +14,7 @@ from clients.simulator.report import EpisodeResult, StepTimes, Watcher
 
 REPORT_EVERY_STEPS = 32
 LONGEST_WAIT_S = 60.0  # what the service takes as wait_s
+PAUSES_S = (0.05, 1.0)  # before asking again, where the service answers at once: the first, and the longest
 
 
 @dataclass
@@ -95,15 +96,20 @@ class Patience:
 
     def wait(self, max_wait_s: float) -> FinetuningStatus:
         """Ask, once at least, until the learner has caught up or ``max_wait_s`` have passed. Returns the last answer."""
-        stop_at = time.monotonic() + (0.0 if self._stalled else max_wait_s)
+        now = time.monotonic()
+        stop_at = now + (0.0 if self._stalled else max_wait_s)
+        pause_s, longest_s = PAUSES_S
         while True:
-            left_s = max(stop_at - time.monotonic(), 0.0)
-            status = self.ask(min(LONGEST_WAIT_S, left_s))
-            caught_up = has_caught_up(status)
-            if caught_up or time.monotonic() >= stop_at:
+            answer_at = now + min(LONGEST_WAIT_S, max(stop_at - now, 0.0))
+            status = self.ask(answer_at - now)
+            caught_up, now = has_caught_up(status), time.monotonic()
+            if caught_up or now >= stop_at:
                 done = (status.episodes_learned, status.updates)
                 self._stalled, self._seen = not caught_up and done == self._seen, done
                 return status
+            if now < answer_at:  # the service sees nothing to wait for, and the learner has not said so yet
+                time.sleep(min(pause_s, stop_at - now))
+                pause_s, now = min(2 * pause_s, longest_s), time.monotonic()
 
 
 def reset_seed(seed: int, episode: int) -> int:

@@ -55,10 +55,10 @@ class SessionList(Struct, frozen=True):
 
 
 class EndedEpisode(Struct, frozen=True):
-    """An episode that the start of the next one ended: as truncated if it was open, and without the rewards that had not come.
+    """An episode that was ended, as truncated if it was open; that of the start of the next one, for good.
 
     ``steps``: transitions kept. ``gaps``: acted steps whose transition never came. ``discarded``: steps that were held and cannot be used
-    without one of those. ``missing_rewards``: steps that count with a reward of 0.
+    without one of those. ``missing_rewards``: steps that count with a reward of 0, unless it comes before the next episode starts.
     """
 
     episode: int

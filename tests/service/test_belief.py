@@ -9,9 +9,10 @@ from fastapi.testclient import TestClient
 
 from service.app import create_app
 from service.policies import Networks
-from service.session_log import read_log
+from service.replay import replay
+from service.session_log import Began, read_log
 from service.session_state import Session
-from service.sessions_cli import main
+from service.sessions_cli import _blank, main
 from service.settings import Settings
 from tests.conftest import Driver, state, transition
 from tests.tiny_bundle import without_belief
@@ -43,6 +44,17 @@ def plausibility(driver: Driver) -> np.ndarray:
     return unpack_rows(stored(driver).followed.plausibility, 1)[:, 0]
 
 
+def replayed(driver: Driver, networks: Networks) -> Session:
+    """What a replay of the session's log leaves, every action of it being identical."""
+    store = driver.api.app.state.parts.store
+    loaded = store.load(driver.session["session_id"])
+    context = store.context(loaded.keys, 0, loaded.session.rows, networks.layout.width)
+    again = _blank(loaded.session)
+    found = replay(again, read_log(store.redis, loaded.keys), networks, lambda _: networks.meta_policy, context)
+    assert found.actions == found.identical > 0
+    return again
+
+
 def test_a_bundle_without_a_reward_decoder_says_what_it_offers(bare: TestClient) -> None:
     refused = bare.post("/v1/sessions", json=OPTIONS)
     assert refused.status_code == 422
@@ -62,6 +74,42 @@ def test_what_is_seen_in_vain_stays_ruled_out_in_the_episodes_that_follow(believ
     assert expected.min() < 0.9
     believer.run_episode(steps=2)
     assert (plausibility(believer) <= expected + 1e-6).all()
+
+
+@pytest.mark.parametrize("unknown", ["reward", "transitions"])
+def test_a_state_whose_reward_is_not_known_yet_is_not_seen_in_vain(believer: Driver, tiny_networks: Networks, unknown: str) -> None:
+    believer.start()
+    for step in range(14):
+        believer.act(0, step, state(0, step))
+        if unknown == "reward" or step < 3:
+            reward = None if unknown == "reward" and step == 4 else 0.0
+            believer.ok(believer.post("transitions", transitions=[transition(0, step, state(0, step + 1), reward=reward)]))
+    belief = tiny_networks.belief
+    expected = belief.seen_in_vain(belief.begin().plausibility, np.array(state(0, 0), np.float32))
+    np.testing.assert_array_equal(plausibility(believer), expected)  # not steps 5 and 10
+    assert replayed(believer, tiny_networks).followed == stored(believer).followed
+    late = [{"episode": 0, "step": 4, "reward": 0.0}]
+    if unknown == "reward":
+        believer.ok(believer.post("rewards", rewards=late))
+    else:
+        believer.ok(believer.post("transitions", transitions=[transition(0, step, state(0, step + 1)) for step in range(3, 14)]))
+    for step in range(14, 44):
+        believer.act(0, step, state(0, step))
+        believer.ok(believer.post("transitions", transitions=[transition(0, step, state(0, step + 1))]))
+    for step in range(15, 44, 5):
+        expected = belief.seen_in_vain(expected, np.array(state(0, step), np.float32))
+    np.testing.assert_array_equal(plausibility(believer), expected)
+    assert replayed(believer, tiny_networks).followed == stored(believer).followed
+
+
+def test_a_deterministic_session_by_novelty_tells_what_it_has_seen_in_vain(api: TestClient, tiny_networks: Networks) -> None:
+    believer = Driver(api, **OPTIONS | {"exploration": "novelty"}, deterministic=True)
+    believer.run_episode(steps=7)
+    expected = tiny_networks.belief.begin().plausibility
+    for step in (0, 5):
+        expected = tiny_networks.belief.seen_in_vain(expected, np.array(state(0, step), np.float32))
+    np.testing.assert_array_equal(plausibility(believer), expected)
+    assert believer.get("/task")["belief"]["effective_particles"] < 7
 
 
 def test_a_session_acts_with_the_particle_that_it_follows(api: TestClient, tiny_networks: Networks) -> None:
@@ -156,6 +204,21 @@ def test_a_replay_knows_when_a_late_reward_became_known(
     monkeypatch.setenv("SKILLET_REDIS_URL", str(settings.redis_url))
     assert main(["replay", believer.session["session_id"], "--bundle", str(tiny_bundle.path)]) == 0
     assert "37 actions replayed, 37 identical, 0 differ" in capsys.readouterr().out
+
+
+def test_a_replay_is_identical_though_the_first_episodes_are_no_longer_in_the_log(believer: Driver, tiny_networks: Networks) -> None:
+    for _ in range(3):
+        believer.run_episode(steps=42)
+    store = believer.api.app.state.parts.store
+    store.redis.ltrim(store.load(believer.session["session_id"]).keys.log, 60, -1)
+    again = replayed(believer, tiny_networks)
+    kept = stored(believer)
+    assert (again.followed, again.explored) == (kept.followed, kept.explored)
+    believer.run_episode(steps=12, final_reward=1.0)
+    believer.run_episode(steps=12)
+    replayed(believer, tiny_networks)
+    *_, last = (event for event in read_log(store.redis, store.load(kept.session_id).keys) if isinstance(event, Began))
+    assert (last.plausibility, last.seen) == (b"", b""), "once rewarded, it is not needed"
 
 
 def test_conditioning_episodes_are_the_bundles_unless_the_client_says_otherwise(api: TestClient, tiny_bundle: Bundle) -> None:

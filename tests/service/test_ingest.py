@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from service import acting, recording, schemas
 from service.folding import settle
 from service.keys import creation
 from service.policies import Networks
-from service.session_errors import Conflict
+from service.session_errors import Conflict, NoOpenEpisode
 from service.session_state import Changes, Session, task_prior
 from service.sessions import new_session_id
 from service.tokens import NOBODY
@@ -165,6 +166,18 @@ def test_a_late_reward_ends_exploring(api: TestClient) -> None:
     assert driver.start()["phase"] == "adapted"
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_rewards_of_a_skill_that_add_up_to_nothing_are_rewards_whenever_they_come(api: TestClient, late: bool) -> None:
+    driver = acted(api, steps=5, conditioning_episodes=1)
+    rewards = {1: 1.0, 3: -1.0}
+    outcomes = [{**outcome_of(step), "reward": None if late and step in rewards else rewards.get(step, 0.0)} for step in range(5)]
+    driver.ok(driver.post("transitions", transitions=[*outcomes[:4], {**outcomes[4], "terminated": True}]))
+    if late:
+        driver.ok(driver.post("rewards", rewards=[{"episode": 0, "step": step, "reward": reward} for step, reward in rewards.items()]))
+    assert context_of(api, driver)[0, api.app.state.parts.bundles["tiny"].layout.reward] == 0
+    assert driver.start()["phase"] == "adapted"
+
+
 def test_rewards_that_never_came_are_named_when_the_next_episode_starts(api: TestClient) -> None:
     driver = acted(api)
     driver.ok(driver.post("transitions", transitions=[outcome_of(step, with_reward=step != 4) for step in range(STEPS)]))
@@ -173,6 +186,56 @@ def test_rewards_that_never_came_are_named_when_the_next_episode_starts(api: Tes
     assert driver.get()["episodes_completed"] == 1
     late = driver.post("rewards", rewards=[{"episode": 0, "step": 4, "reward": 1.0}])
     assert (late.status_code, late.json()["code"]) == (409, "wrong_episode")
+
+
+def reward(step: int) -> dict[str, Any]:
+    return {"episode": 0, "step": step, "reward": reward_of(step)}
+
+
+def test_rewards_may_follow_the_end_that_a_client_asked_for(api: TestClient) -> None:
+    driver = acted(api)
+    driver.ok(driver.post("transitions", transitions=[outcome_of(step, with_reward=step not in (4, 11)) for step in range(STEPS - 1)]))
+
+    def ended() -> Any:
+        return driver.ok(api.post(f"{driver.path}/episodes/end"))["ended"]
+
+    told = {"episode": 0, "steps": 12, "gaps": [12], "discarded": [], "missing_rewards": [4, 11]}
+    assert (ended(), ended()) == (told, told)
+    assert driver.get()["episodes_completed"] == 0
+    posted = driver.ok(driver.post("rewards", rewards=[reward(4)]))
+    assert (statuses(posted), posted["pending"]) == (["stored"], [11])
+    assert ended() == {**told, "missing_rewards": [11]}
+    posted = driver.ok(driver.post("rewards", rewards=[reward(11), reward(4)]))
+    assert statuses(posted) == ["stored", "duplicate"]
+    assert driver.get()["episodes_completed"] == 1
+    layout = api.app.state.parts.bundles["tiny"].layout
+    sums = [sum(map(reward_of, steps)) for steps in (range(5), range(5, 10), range(10, 12))]
+    assert context_of(api, driver)[:, layout.reward].tolist() == sums
+    assert driver.start()["ended_previous"] == {**told, "missing_rewards": []}
+
+
+def test_an_end_that_a_client_asked_for_tells_the_rewards_that_an_episode_waits_for(api: TestClient) -> None:
+    driver = acted(api)
+    driver.ok(driver.post("transitions", transitions=[outcome_of(step, with_reward=step != 4) for step in range(STEPS)]))
+    told = {"episode": 0, "steps": STEPS, "gaps": [], "discarded": [], "missing_rewards": [4]}
+    assert driver.ok(api.post(f"{driver.path}/episodes/end"))["ended"] == told
+    driver.ok(driver.post("rewards", rewards=[reward(4)]))
+    assert driver.ok(api.post(f"{driver.path}/episodes/end"))["ended"] is None
+    assert driver.start()["ended_previous"] is None
+
+
+def test_after_an_end_with_gaps_only_a_reward_that_was_kept_is_a_duplicate(api: TestClient) -> None:
+    driver = acted(api)
+    driver.ok(driver.post("transitions", transitions=[outcome_of(step) for step in (0, 1, 3, 5, 6, 8)]))
+    driver.ok(driver.post("transitions", transitions=[{**outcome_of(10), "terminated": True}]))  # steps 11 and 12 were acted for nothing
+    driver.ok(api.post(f"{driver.path}/episodes/end"))
+    for step in (0, 1, 5, 6, 10):
+        assert statuses(driver.ok(driver.post("rewards", rewards=[reward(step)]))) == ["duplicate"]
+    for step in (2, 3, 4, 7, 8, 9, 11, 12, 20):
+        refused = driver.post("rewards", rewards=[reward(step)])
+        assert (refused.status_code, refused.json()["code"]) == (409, "step_not_acted"), step
+    refused = driver.post("transitions", transitions=[outcome_of(11)])
+    assert (refused.status_code, refused.json()["code"]) == (409, "no_open_episode")
 
 
 def test_a_reward_without_a_transition_is_refused(api: TestClient) -> None:
@@ -282,7 +345,7 @@ def test_ending_an_episode_accounts_for_every_step(tiny_networks: Networks, deli
         for kind, step in deliveries
         if kind != "reward" and deliver(session, changes, tiny_networks, step, with_reward=kind == "transition") in ("stored", "held")
     }
-    recording.end_episode(session, changes, tiny_networks)
+    recording.close_episode(session, changes, tiny_networks)
     if session.ended is None:
         assert stored == set(range(STEPS))
         return
@@ -291,6 +354,17 @@ def test_ending_an_episode_accounts_for_every_step(tiny_networks: Networks, deli
     if STEPS - 1 not in stored:
         assert len(session.ended.gaps) == STEPS - len(stored)
     assert session.episodes_completed == (1 if session.ended.steps else 0)
+
+
+def test_a_reward_that_comes_when_its_episode_counts_without_it_is_refused(tiny_networks: Networks) -> None:
+    session, changes = fresh(tiny_networks), Changes()
+    for step in range(STEPS):
+        deliver(session, changes, tiny_networks, step, with_reward=step != 3)
+    recording.close_episode(session, changes, tiny_networks)  # as the start of the next one does, before that has begun
+    with pytest.raises(NoOpenEpisode, match="without the reward of step 3"):
+        recording.record_rewards(session, [schemas.LateReward(0, 3, 1.0)], changes, tiny_networks.layout)
+    (again,) = recording.record_rewards(session, [schemas.LateReward(0, 2, 1.0)], changes, tiny_networks.layout)
+    assert again.status == "duplicate"
 
 
 def late(session: Session, changes: Changes, networks: Networks, step: int) -> None:

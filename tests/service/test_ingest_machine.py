@@ -27,6 +27,7 @@ class Episode:
     rewards: dict[int, float | None] = field(default_factory=dict)
     last: int | None = None
     counted: bool = False
+    ended: dict[str, Any] | None = None  # by a client, and what it was told then
 
     @property
     def first_missing(self) -> int:
@@ -35,18 +36,19 @@ class Episode:
 
     @property
     def over(self) -> bool:
-        """Whether every outcome up to the end is there."""
-        return self.last is not None and self.first_missing > self.last
+        """Whether every outcome up to the end is there, or a client has ended the episode."""
+        return self.ended is not None or (self.last is not None and self.first_missing > self.last)
 
     @property
     def pending(self) -> list[int]:
         """Steps whose reward is to follow."""
-        return sorted(step for step, reward in self.rewards.items() if reward is None)
+        return self.unrewarded_of(sorted(self.rewards) if self.ended is None else self.kept)
 
     @property
     def gaps(self) -> list[int]:
         """Acted steps without an outcome."""
-        return [step for step in range(self.acted if self.last is None else self.last) if step not in self.rewards]
+        acted = 0 if self.ended is not None else self.acted if self.last is None else self.last
+        return [step for step in range(acted) if step not in self.rewards]
 
     @property
     def kept(self) -> list[int]:
@@ -56,10 +58,31 @@ class Episode:
             steps += list(takewhile(lambda step: step in self.rewards, range(first, first + HORIZON)))
         return steps
 
+    @property
+    def earned(self) -> float:
+        """The return of what is kept."""
+        return sum(self.rewards[step] or 0.0 for step in self.kept)
+
+    def unrewarded_of(self, steps: list[int]) -> list[int]:
+        """Those of ``steps`` whose reward is to follow."""
+        return [step for step in steps if self.rewards[step] is None]
+
+    def end(self) -> dict[str, Any] | None:
+        """What an end tells that a client asks for; noted."""
+        if not self.over:
+            kept = self.kept
+            discarded = sorted(set(self.rewards) - set(kept))
+            self.ended = {"episode": self.number, "steps": len(kept), "gaps": self.gaps, "discarded": discarded}
+        missing = self.unrewarded_of(self.kept)
+        if self.ended is None and not missing:
+            return None
+        plain = {"episode": self.number, "steps": len(self.kept), "gaps": [], "discarded": []}
+        return {**(self.ended or plain), "missing_rewards": missing}
+
     def place(self, step: int, *, ends: bool, late: bool) -> tuple[str, str | None]:
         """What becomes of an outcome; noted."""
         missing = self.first_missing
-        if step in self.rewards:
+        if step in self.rewards and (self.ended is None or step in self.kept):
             return "duplicate", None
         if self.over or (self.last is not None and step > self.last):
             return "refused", "no_open_episode"
@@ -74,7 +97,7 @@ class Episode:
 
     def place_reward(self, step: int) -> str:
         """What becomes of a reward; noted."""
-        if step not in self.rewards:
+        if step not in (self.rewards if self.ended is None else self.kept):
             return "refused"
         if self.rewards[step] is not None:
             return "duplicate"
@@ -99,7 +122,7 @@ class Ingest(RuleBasedStateMachine):
         episode = self.episode
         for _ in range(min(count, MOST_STEPS + 1 - episode.acted)):
             reply = self.driver.post("act", episode=episode.number, step=episode.acted, observation=state(episode.number, episode.acted))
-            if episode.last is not None:
+            if episode.last is not None or episode.over:
                 assert (reply.status_code, reply.json()["code"]) == (409, "no_open_episode")
                 return
             assert reply.status_code == 200, reply.text
@@ -157,29 +180,24 @@ class Ingest(RuleBasedStateMachine):
             assert (reply.status_code, reply.json()["code"]) == (409, "wrong_episode")
 
     @rule()
+    def end(self) -> None:
+        assert self.driver.ok(self.driver.post("episodes/end"))["ended"] == self.episode.end()
+        self.count()
+
+    @rule()
     def start_the_next(self) -> None:
-        episode, kept = self.episode, self.episode.kept
-        ended = self.driver.start()["ended_previous"]
-        if episode.counted:
-            assert ended is None
-        else:
-            assert ended == {
-                "episode": episode.number,
-                "steps": len(kept),
-                "gaps": episode.gaps,
-                "discarded": sorted(set(episode.rewards) - set(kept)),
-                "missing_rewards": [step for step in kept if episode.rewards[step] is None],
-            }
-            if kept:
-                self.returns.append(sum(episode.rewards[step] or 0.0 for step in kept))
+        episode = self.episode
+        assert self.driver.start()["ended_previous"] == episode.end()
+        if episode.kept and not episode.counted:
+            self.returns.append(episode.earned)
         self.episode = Episode(episode.number + 1)
 
     def count(self) -> None:
         """An episode counts once it is over and no reward is missing."""
         episode = self.episode
-        if episode.over and not episode.pending and not episode.counted:
+        if episode.over and episode.kept and not episode.pending and not episode.counted:
             episode.counted = True
-            self.returns.append(sum(reward or 0.0 for reward in episode.rewards.values()))
+            self.returns.append(episode.earned)
 
     @invariant()
     def the_session_tells_what_the_model_knows(self) -> None:

@@ -112,6 +112,24 @@ def test_a_session_that_is_not_to_learn_is_not_queued(
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_session_that_is_told_not_to_learn_while_it_does_is_idle(
+    api: TestClient, settings: Settings, tiny_networks: Networks, paused: bool
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    learner.turn(1)
+    assert driver.get("/finetuning")["state"] == "running"
+    driver.ok(api.patch(f"{driver.path}/finetuning", json={"paused": paused}))
+    driver.ok(api.patch(driver.path, json={"phase": "adapted"}))
+    work_off(learner)
+    driver.ok(api.patch(f"{driver.path}/finetuning", json={"paused": False}))
+    status = driver.get("/finetuning?wait_s=20")
+    assert (status["state"], status["episodes_completed"], status["episodes_learned"]) == ("idle", 1, 0)
+    driver.ok(api.patch(driver.path, json={"phase": None}))
+    work_off(learner)
+    assert driver.get("/finetuning")["episodes_learned"] == 1
+
+
 def test_a_closed_session_is_dropped_by_its_learner_and_leaves_nothing(
     api: TestClient, settings: Settings, tiny_networks: Networks
 ) -> None:

@@ -154,8 +154,8 @@ def test_a_client_that_pauses_or_resumes_decides_for_itself(
 def test_a_version_that_is_approved_after_going_back_is_learned_on_from(
     api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began_again: list[object] = []
-    monkeypatch.setattr(Finetuner, "begin_again", lambda self, weights: began_again.append(weights))
+    began_again, begin_again = [], Finetuner.begin_again
+    monkeypatch.setattr(Finetuner, "begin_again", lambda self, *given: (began_again.append(given), begin_again(self, *given)))
     driver, learner = ready_to_learn(api, promotion="manual"), worker(settings, tiny_networks)
     for episode in range(11):
         work_off(learner)
@@ -175,7 +175,8 @@ def test_a_version_that_is_approved_after_going_back_is_learned_on_from(
     newest = driver.get("/policy")["versions"][-1]["version"]
     driver.run_episode(final_reward=1.0)
     work_off(learner)
-    assert began_again == []
+    ((weights, _),) = began_again  # and not from those that fell, nor from those that it went back to
+    assert same(weights, stored_weights(api, driver, 6))
     assert driver.get("/policy")["versions"][-1]["version"] > newest
     while driver.get("/finetuning")["state"] != "paused":  # and it goes back from what was approved too
         work_off(learner)
@@ -214,6 +215,31 @@ def test_a_version_waits_for_approval_where_the_session_says_so(api: TestClient,
     missing = driver.post("policy/approve", version=9)
     assert (missing.status_code, missing.json()["code"]) == (404, "unknown_version")
     assert [event["event"] for event in driver.get("/policy")["history"]] == ["candidate", "candidate", "approved", "approved"]
+
+
+def test_a_candidate_cannot_be_gone_back_to(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:
+    driver, learner = ready_to_learn(api, promotion="manual"), worker(settings, tiny_networks)
+    work_off(learner)
+    driver.ok(driver.post("policy/approve"))
+    driver.run_episode(final_reward=1.0)
+    work_off(learner)
+    refused = driver.post("policy/rollback", version=2)
+    assert (refused.status_code, refused.json()["code"], refused.json()["expected"]) == (404, "unknown_version", [0, 1])
+    assert "waits for approval" in refused.json()["detail"]
+    policy = driver.get("/policy")
+    assert (policy["current"], policy["versions"][2]["status"]) == (1, "candidate")
+    assert driver.get("/finetuning")["paused"] is False
+
+
+def test_a_rejected_version_cannot_be_gone_back_to(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    monkeypatch.setattr("service.learning.find_fault", lambda *_: "it is to be rejected")
+    work_off(learner)
+    assert driver.get("/policy")["versions"][1]["status"] == "rejected"
+    refused = driver.post("policy/rollback", version=1)
+    assert (refused.status_code, refused.json()["code"], refused.json()["expected"]) == (404, "unknown_version", [0])
 
 
 def test_the_history_tells_every_event_with_its_reason(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:

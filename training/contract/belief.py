@@ -66,14 +66,17 @@ class Belief:
         """Before anything was seen: every particle is as plausible as every other."""
         return Following(np.ones(len(self.particles), np.float32))
 
-    def follow(self, before: Following, state: Floats, *, seed: int, episode: int, skill_index: int, rewarded: bool) -> Following:
+    def follow(
+        self, before: Following, state: Floats, *, seed: int, episode: int, skill_index: int, rewarded: bool, in_vain: bool = True
+    ) -> Following:
         """Which particle to act with for skill number ``skill_index`` of an episode, chosen in ``state`` [S].
 
-        A ``rewarded`` session has seen no state in vain, and stays with what it follows. The same arguments give the same answer.
+        A ``rewarded`` session has seen no state in vain, and stays with what it follows; nor has one that does not know yet whether the
+        state brought a reward (not ``in_vain``). The same arguments give the same answer.
         """
         if rewarded and before.particle >= 0 and skill_index > 0:
             return before
-        plausibility = before.plausibility if rewarded else self.seen_in_vain(before.plausibility, state)
+        plausibility = before.plausibility if rewarded or not in_vain else self.seen_in_vain(before.plausibility, state)
         ruled_out, late = False, skill_index == 0
         if skill_index > 0 and before.particle >= 0:
             ruled_out = plausibility[before.particle] < RULED_OUT * before.hope

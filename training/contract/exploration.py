@@ -178,17 +178,22 @@ def exploratory_embedding(
     conditioning_episodes: int,
     rewarded: bool,
     task_embedding_dim: int,
+    in_vain: bool = True,
 ) -> tuple[Floats, Following | None]:
     """The embedding [E] that is not inferred, with which skill number ``skill_index`` is chosen in ``state`` [S].
 
     With it, where that comes from the belief, what the session follows now; ``before``: what it followed (None: nothing yet).
+    ``in_vain``: whether it is known that the state brought no reward, unless the session was ``rewarded``.
     """
-    in_vain = episode >= conditioning_episodes and not rewarded  # every second episode takes the skill prior then: no third kind beside it
-    if belief is not None and exploration.samples_posterior and (in_vain or not exploration.keeps_to_task_prior(episode)):
+    # Every second episode takes the skill prior then: no third kind beside it.
+    fruitless = episode >= conditioning_episodes and not rewarded
+    if belief is not None and exploration.samples_posterior and (fruitless or not exploration.keeps_to_task_prior(episode)):
         return belief.at_random(seed=seed, episode=episode, turn=skill_index // SWITCH_SKILLS), None
     if belief is None or exploration is not Exploration.BELIEF:
         return drawn_embedding(exploration, seed, episode, skill_index, task_embedding_dim), None
-    now = belief.follow(before or belief.begin(), state, seed=seed, episode=episode, skill_index=skill_index, rewarded=rewarded)
+    now = belief.follow(
+        before or belief.begin(), state, seed=seed, episode=episode, skill_index=skill_index, rewarded=rewarded, in_vain=in_vain
+    )
     return belief.particles[now.particle], now
 
 

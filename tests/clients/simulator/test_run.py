@@ -32,6 +32,19 @@ def test_it_asks_until_the_learner_has_seen_every_completed_episode():
     assert waits == [60.0, 60.0, 60.0], "the service takes at most 60 s at a time"
 
 
+def test_a_service_that_answers_at_once_is_not_asked_without_end():
+    asked = []
+
+    def ask(wait_s):
+        asked.append(wait_s)
+        return status(5, state="queued")
+
+    began = time.monotonic()
+    assert not has_caught_up(Patience(ask).wait(0.5))
+    assert time.monotonic() - began < 5
+    assert 2 <= len(asked) <= 6
+
+
 def test_it_gives_up_after_the_bound_and_returns_where_the_learner_stands():
     waits = []
 
