@@ -67,9 +67,9 @@ class Session:
         self._channel = client.channel(info.session_id, self._path)
         self._dim = info.specs.observation.dim
         self._episode, self._open = info.episode, info.episode_open
-        # The next step to ask an action for, and the next one to report the outcome of. A loop that stopped had one outcome pending.
+        # The next step to ask an action for, and the next one to report the outcome of: the first whose outcome the service has not.
         self._next_act = info.step
-        self._next_outcome = max(0, info.step - 1)
+        self._next_outcome = info.gaps[0] if info.gaps else info.step
         self.guard = ActionGuard(info.envelope, info.specs) if info.envelope is not None and client.guards_actions else None
         self.patient = True  # whether a failed request is sent again until the client gives up
         self._last_action: Floats | None = None

@@ -163,7 +163,7 @@ def test_closing_a_session_that_is_closed_already_is_no_error(connect):
 
 
 def test_attaching_goes_on_where_the_session_stands(connect):
-    stands = {**SESSION, "episode": 6, "episode_open": True, "step": 3}
+    stands = {**SESSION, "episode": 6, "episode_open": True, "step": 3, "gaps": [2]}
     with http_server(says(200, stands), says(200, {**ACTION, "episode": 6, "step": 3})) as (url, server):
         connect(url).session("s-1").step(0.0, np.zeros(4), False, False)
     assert (server.seen[1][2]["episode"], server.seen[1][2]["step"]) == (6, 2)
