@@ -1,5 +1,6 @@
 """Decoding and checking request bodies."""
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from service.schemas import Request
 
 RequestType = TypeVar("RequestType", bound=Request)
 _DECODERS: dict[type[Request], msgspec.json.Decoder[Any]] = {}
+_type_info = functools.cache(inspect.type_info)  # of few kinds, and it takes longer than decoding
 _LONGEST = 300
 _PATH = re.compile(r"`(\$[^`]*)`$")
 _STEP = re.compile(r"\.\w+|\[[^\]]*\]")
@@ -56,10 +58,10 @@ def _expected(what: str, path: str, kind: Any) -> tuple[Any, str | None]:
     """What was expected and what came: the choices where msgspec names the wrong one only."""
     steps = ["" if step.startswith("[") else step[1:] for step in _STEP.findall(path)]
     if value := _WRONG_CHOICE.match(what):
-        choices = [choice for each in _types(inspect.type_info(kind), steps) for choice in _choices(each)]
+        choices = [choice for each in _types(_type_info(kind), steps) for choice in _choices(each)]
         return list(dict.fromkeys(choices)) or what, value.group(1)
     if unknown := _UNKNOWN.match(what):
-        structs = [each for each in _types(inspect.type_info(kind), steps) if isinstance(each, inspect.StructType)]
+        structs = [each for each in _types(_type_info(kind), steps) if isinstance(each, inspect.StructType)]
         return [field.encode_name for field in structs[0].fields] if len(structs) == 1 else what, unknown.group(1)
     expected, _, received = what.partition(", got ")
     return expected.removeprefix("Expected "), received or None
