@@ -48,7 +48,7 @@ async def list_sessions(
 ) -> Response:
     """List sessions, newest first: all, or those that the caller's token may see."""
     store, caller = parts_of(request).store, caller_of(request)
-    found, next_cursor = store.page(limit, cursor, None if caller.sees_all else caller.owner)
+    found, next_cursor = store.page(limit, cursor or None, None if caller.sees_all else caller.owner)
     versions = store.task_versions([loaded.keys for loaded in found])
     page = [views.session_view(loaded, version) for loaded, version in zip(found, versions, strict=True)]
     return reply(schemas.SessionList(page, next_cursor))

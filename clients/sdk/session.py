@@ -206,7 +206,12 @@ class Session:
         return parse(TaskPosterior, self._client.call("GET", f"{self._path}/task"))
 
     def finetuning(self, wait_s: float = 0.0) -> FinetuningStatus:
-        """Where the learner stands; with ``wait_s`` (at most 60) answers as soon as it has caught up with the completed episodes."""
+        """Where the learner stands; with ``wait_s`` (at most 60) answers as soon as it has caught up with the completed episodes.
+
+        Raises InvalidRequest for a time that cannot be waited.
+        """
+        if not 0 <= wait_s < math.inf:
+            raise InvalidRequest("wait_s is no time to wait", expected="seconds, 0 to 60", received=repr(wait_s))
         query = f"?wait_s={wait_s:g}" if wait_s else ""
         return parse(FinetuningStatus, self._client.call("GET", f"{self._path}/finetuning{query}", extra_s=wait_s))
 

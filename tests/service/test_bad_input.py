@@ -273,6 +273,7 @@ def test_a_large_body_is_refused_whether_or_not_it_tells_its_length(mid: Driver)
     "body",
     [
         {"bundle": "nope"},
+        {"bundle": ""},
         {"seed": -1},
         {"conditioning_episodes": -1},
         {"ttl_s": 0},

@@ -31,6 +31,7 @@ def test_sessions_are_listed_in_pages_newest_first(api: TestClient) -> None:
     found = [session["session_id"] for page in (first, second, third) for session in page["sessions"]]
     assert found == ids[::-1]
     assert third["next_cursor"] is None
+    assert Driver.ok(api.get("/v1/sessions?limit=2&cursor=")) == first
 
 
 def test_a_closed_session_is_gone_with_everything_of_it(api: TestClient) -> None:
