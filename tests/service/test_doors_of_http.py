@@ -129,6 +129,19 @@ def test_a_head_within_the_limit_and_a_body_of_many_parts_are_taken(service: Run
     assert service.pool.request("POST", "/v1/sessions", body=body, headers={"content-type": "application/json"}, chunked=True).status == 401
 
 
+def test_a_handshake_without_a_token_gets_a_problem_document_and_is_no_fault_of_the_service(service: RunningService) -> None:
+    upgrade = "GET /v1/stream HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+    with socket.create_connection(("127.0.0.1", service.pool.port), timeout=30) as connection:
+        connection.sendall(f"{upgrade}sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nauthorization: Bearer x\r\n\r\n".encode())
+        answer = b""
+        while data := connection.recv(4096):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "unauthorized"
+    assert service.get("/livez").status_code == 200  # by now it would be in the log
+    assert "handshake" not in service.log()
+
+
 def test_a_body_without_a_token_is_not_kept(service: RunningService) -> None:
     before = memory_mib(service)
     with socket.create_connection(("127.0.0.1", service.pool.port), timeout=30) as connection:
