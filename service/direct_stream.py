@@ -34,7 +34,7 @@ class DirectStream(WebSocketsSansIOProtocol):
             scope["extensions"][EXTENSION] = self
 
     async def send(self, message: Any) -> None:
-        """What the application sends. A handshake that was refused with a whole reply is over, which uvicorn forgets, and takes for a fault."""
+        """What the application sends. uvicorn forgets that a handshake is over with a whole reply that refuses it, and logs an error."""
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True
