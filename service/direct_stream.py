@@ -33,6 +33,12 @@ class DirectStream(WebSocketsSansIOProtocol):
             scope = cast("dict[str, Any]", self.scope)
             scope["extensions"][EXTENSION] = self
 
+    async def send(self, message: Any) -> None:
+        """What the application sends. uvicorn forgets that a handshake is over with a whole reply that refuses it, and logs an error."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
     def handle_bytes(self, event: Frame) -> None:
         """The first or only frame of a binary message."""
         if self._underway:

@@ -124,6 +124,12 @@ class DamagedRequest(InvalidRequest):
     status, code, title = 400, "damaged_request", "Damaged request"
 
 
+class MalformedRequest(ServiceError):
+    """What came is no HTTP."""
+
+    status, code, title = 400, "malformed_request", "Malformed request"
+
+
 class Unauthorized(ServiceError):
     """The caller has no valid token. ``tried``: it sent one."""
 

@@ -6,7 +6,7 @@ agreed on the subprotocol ``skillet.v1.digest``, each frame begins with 12 bytes
 """
 
 import hashlib
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -106,6 +106,11 @@ class _Numbered(Struct, frozen=True):
     id: int = 0
 
 
+class _Tagged(Struct, frozen=True):
+    type: str = ""
+
+
+_KINDS: Final = {kind.__struct_config__.tag: kind for kind in get_args(AnyFrame)}
 _decoder = msgspec.msgpack.Decoder(AnyFrame)
 _number_decoder = msgspec.msgpack.Decoder(_Numbered)
 _encoder = msgspec.msgpack.Encoder()
@@ -117,12 +122,20 @@ def decode(data: bytes) -> AnyFrame:
     try:
         frame: AnyFrame = _decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise misfit(str(error)) from error
+        raise misfit(str(error), _kind_of(data)) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequest(
             f"the frame is no valid msgpack: {error}", expected="a msgpack map", action="Send msgpack; docs/protocols.md has the frames."
         ) from error
     return frame
+
+
+def _kind_of(data: bytes) -> Any:
+    """The type of a frame that does not fit; all of them when it cannot be read."""
+    try:
+        return _KINDS.get(msgspec.msgpack.decode(data, type=_Tagged).type, AnyFrame)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return AnyFrame
 
 
 def number_of(data: bytes) -> int:

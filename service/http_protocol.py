@@ -9,7 +9,8 @@ from typing import Any, Final
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.errors import HeadersTooLarge, HeadTimeout, ServiceError
+from service.errors import HeadersTooLarge, HeadTimeout, MalformedRequest, ServiceError
+from service.framing import new_request_id
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
 HEAD_TIMEOUT_S: Final = 20.0
@@ -44,6 +45,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                     action="Send fewer or shorter headers, and larger chunks.",
                 )
             )
+
+    def send_400_response(self, msg: str) -> None:
+        """Of uvicorn: what came is no HTTP."""
+        self._refuse(
+            MalformedRequest(
+                "what came cannot be read as HTTP/1.1", expected="a request of HTTP/1.1", action="Look at the client, or the link."
+            )
+        )
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
@@ -84,9 +93,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             )
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer, unless an answer is under way, and close."""
-        if self.cycle is None or self.cycle.response_complete:
-            body = msgspec.json.encode(error.problem("none"))
+        """Answer, unless an answer has begun, and close."""
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            number = new_request_id()
+            body = msgspec.json.encode(error.problem(number))
             head = f"HTTP/1.1 {error.status} {error.title}\r\ncontent-type: application/problem+json\r\ncontent-length: {len(body)}\r\n"
-            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+            self.transport.write(f"{head}x-request-id: {number}\r\nconnection: close\r\n\r\n".encode() + body)
         self.transport.close()

@@ -6,7 +6,7 @@ problem documents that have the protocol's own member ``error`` too, and its sta
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -139,9 +139,7 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     if unknown := [name for name in chosen if name not in names]:
         raise _misfit(f"the model has no output {unknown[0]}"[:200], list(names), unknown[0][:64])
     found = dict(zip(names, await asyncio.to_thread(networks.graphs[file].run, *arrays), strict=True))
-    outputs = [
-        {"name": name, "datatype": "FP32", "shape": found[name].shape, "data": found[name].ravel().tolist()} for name in chosen or names
-    ]
+    outputs = _outputs(found, chosen or names)
     number = {} if asked.id is None else {"id": asked.id}
     return reply({"model_name": model, "model_version": _version(networks), **number, "outputs": outputs})
 
@@ -199,7 +197,7 @@ def _array(tensor: Tensor, shape: list[int]) -> Floats:
         raise _misfit(f"{name}: wrong shape", shape, tensor.shape[:8])
     if tensor.data is msgspec.UNSET:
         raise _misfit(f"{name}: no data", "JSON tensors with 'data'", sorted(tensor.parameters)[:5])
-    values = list(_flat(tensor.data, name, len(shape)))
+    values = _flat(tensor.data, name, tensor.shape)
     if len(values) != math.prod(tensor.shape):
         raise _misfit(f"{name}: the data do not fit the shape", f"{math.prod(tensor.shape)} numbers", len(values))
     try:
@@ -212,14 +210,33 @@ def _array(tensor: Tensor, shape: list[int]) -> Floats:
     return array
 
 
-def _flat(data: list[Any], name: str, depth: int) -> list[float]:
-    """Numbers of a list, which may be nested as the shape is."""
-    if all(isinstance(each, list) for each in data) and data and depth > 1:
-        return [value for each in data for value in _flat(each, name, depth - 1)]
+def _flat(data: list[Any], name: str, shape: list[int]) -> list[float]:
+    """The numbers of a list that is flat, or nested as ``shape`` is."""
+    if not any(isinstance(each, list) for each in data):
+        return _numbers(data, name)
+    if len(data) != shape[0] or len(shape) == 1 or not all(isinstance(each, list) for each in data):
+        raise _misfit(f"{name}: the data are not nested as the shape is", f"{shape[0]} lists", f"{len(data)} entries")
+    rows = [_flat(each, name, shape[1:]) for each in data]
+    wanted = math.prod(shape[1:])
+    if ragged := [len(row) for row in rows if len(row) != wanted]:
+        raise _misfit(f"{name}: the data are not nested as the shape is", f"{wanted} numbers in each of {shape[0]} lists", ragged[0])
+    return [value for row in rows for value in row]
+
+
+def _numbers(data: list[Any], name: str) -> list[float]:
     for each in data:
         if isinstance(each, bool) or not isinstance(each, int | float):
             raise _misfit(f"{name}: the data are no numbers", "numbers, flat or nested as the shape", type(each).__name__)
     return data
+
+
+def _outputs(found: dict[str, Floats], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Outputs as tensors. Raises InvalidRequest where they are not finite: JSON has no word for that."""
+    if broken := [name for name in names if not np.isfinite(found[name]).all()]:
+        raise _misfit(
+            f"{broken[0]}: the graph gives numbers that are not finite", "inputs of the size that it was trained on", "larger ones"
+        )
+    return [{"name": name, "datatype": "FP32", "shape": found[name].shape, "data": found[name].ravel().tolist()} for name in names]
 
 
 def _misfit(detail: str, expected: Any, received: Any) -> InvalidRequest:

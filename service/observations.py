@@ -39,10 +39,10 @@ def check_observation(values: list[float], networks: Networks, path: str) -> Flo
             action="Leave out or repair readings that are not finite before sending them.",
         )
     if (wild := networks.guard.refused(state)) is not None:
-        limits = networks.guard.envelope
+        envelope = networks.guard.envelope
         raise ObservationOutOfRange(
             f"{path}[{wild}] ({spec.names[wild]}): {values[wild]:g} {spec.units[wild]} is far from anything that the policy was trained on",
-            expected=f"{limits.observation_low[wild]:g} to {limits.observation_high[wild]:g} {spec.units[wild]}",
+            expected=f"{envelope.refused_low[wild]:g} to {envelope.refused_high[wild]:g} {spec.units[wild]}",
             received=values[wild],
             action="Check the sensor and its unit.",
         )

@@ -19,7 +19,7 @@ def create(parts: Parts, wanted: schemas.OpenSession, key: str | None, caller: C
 
     Raises UnknownBundle, IdempotencyKeyReused, InvalidRequest, TooManySessions.
     """
-    session = _new_session(wanted, find_bundle(parts, wanted.bundle or next(iter(parts.bundles))), caller.owner)
+    session = _new_session(wanted, find_bundle(parts, next(iter(parts.bundles)) if wanted.bundle is None else wanted.bundle), caller.owner)
     if key is None:
         parts.session_cap.admit(caller.owner, has_token=caller.token_id is not None)
         loaded = parts.store.create(session)

@@ -3,7 +3,8 @@
 On connecting the service sends metadata; then each observation that comes, a map with numpy arrays, gets a map with ``actions`` [1, A]. One
 session a connection: a new one with the options of the address's query, or the one that ``?session_id=`` names. What openpi's protocol
 has no word for, the observation may have beside its state: ``reward``, ``terminated`` and ``truncated`` of the last action, and
-``reset``. A client that sends observations alone has rewards of 0 and episodes of the bundle's length.
+``reset``. A client that sends observations alone has rewards of 0 and episodes of the bundle's length. A ``reset`` shows nothing of where
+the last action led; what it was worth counts all the same, with the observation before in place of the one that never came.
 """
 
 import asyncio
@@ -25,14 +26,15 @@ from service.observations import check_observation
 from service.opening import create
 from service.parts import Parts
 from service.policies import Networks
-from service.session_errors import Gone
+from service.session_errors import ConcurrentUpdate, Conflict, Gone
 from service.session_state import Loaded
 from service.stream import REFUSED, UNSUPPORTED_DATA, same_origin
 from service.views import finite
 from training.contract.context import unpack_vector
 
 STATE_KEYS: Final = ("observation/state", "observation.state", "state", "observation")
-_OWN_KEYS: Final = frozenset({*STATE_KEYS, "reward", "terminated", "truncated", "reset"})
+_ENDS: Final = ("terminated", "truncated")
+_OWN_KEYS: Final = frozenset({*STATE_KEYS, "reward", *_ENDS, "reset"})
 _log = logging.getLogger(__name__)
 _outages = Outages()
 openpi = APIRouter()
@@ -56,7 +58,8 @@ async def policy(websocket: WebSocket) -> None:
 class _Robot:
     """One connection. ``_step`` is the step whose action the robot has; None: no episode, the next observation begins one.
 
-    ``_unsure``: the service failed to answer the last observation, and may have stored what it says.
+    ``_state``: the last observation that was answered. ``_unsure``: the service failed to answer the last one, and may have stored what it
+    says.
     """
 
     def __init__(self, websocket: WebSocket) -> None:
@@ -66,6 +69,7 @@ class _Robot:
         self._name = secrets.token_hex(8)
         self._session_id, self._episode = "", 0
         self._step: int | None = None
+        self._state: list[float] = []
         self._unsure = False
 
     async def run(self) -> None:
@@ -90,7 +94,7 @@ class _Robot:
                     return
                 continue
             took_ms = (time.perf_counter() - started) * 1000
-            await self._websocket.send_bytes(numpy_frames.pack(_reply(answer, ignored, took_ms, networks.spec.action_dim)))
+            await self._websocket.send_bytes(numpy_frames.pack(_reply(answer, sorted(ignored), took_ms, networks.spec.action_dim)))
 
     def _open(self) -> Loaded:
         query = dict(self._websocket.query_params)
@@ -108,7 +112,6 @@ class _Robot:
 
     async def _infer(self, message: dict[str, Any], networks: Networks) -> tuple[schemas.Action, list[str]]:
         """The action for an observation, after what it says of the last action has been stored; and the names that have no meaning here."""
-        loop = self._parts.loop
         self._check(self._session_id)
         key = next((key for key in STATE_KEYS if key in message), None)
         if key is None:
@@ -117,26 +120,51 @@ class _Robot:
             )
         state = numpy_frames.vector(message[key], key)
         reward = numpy_frames.number(message.get("reward", 0.0), "reward")
-        terminated, truncated, reset = (numpy_frames.flag(message.get(name, False), name) for name in ("terminated", "truncated", "reset"))
-        ignored = sorted(name for name in message if name not in _OWN_KEYS)
-        if self._step is None or reset:
-            return await self._begin(state, networks), ignored
-        outcome = self._due(schemas.Transition(self._episode, self._step, reward, state, terminated, truncated), networks)
-        if outcome is None:
-            return await self._begin(state, networks), ignored
-        action = await loop.step(self._session_id, outcome)
-        self._step = None if action.episode_over else action.step
+        terminated, truncated, reset = (numpy_frames.flag(message.get(name, False), name) for name in (*_ENDS, "reset"))
+        ignored = [name for name in message if name not in _OWN_KEYS]
+        told = [name for name, value in zip(("reward", *_ENDS), (reward, terminated, truncated), strict=True) if value]
+        if self._step is None or (reset and not told):
+            unused = [] if self._unsure else told  # after a failure: it may have been stored before beginning failed
+            return await self._begin(state, networks), ignored + unused
+        if reset:
+            check_observation(state, networks, "state")  # before anything is stored
+        reported = schemas.Transition(self._episode, self._step, reward, self._state if reset else state, terminated, truncated)
+        action = await self._report(reported, networks, reset=reset)
+        if action is None:
+            return await self._begin(state, networks), ignored + told
         long_enough = action.episode_over and not terminated and not truncated
-        return (await self._begin(state, networks) if long_enough else action), ignored
+        if reset or long_enough:
+            return await self._begin(state, networks), ignored
+        self._state = state
+        return action, ignored
 
-    def _due(self, reported: schemas.Transition, networks: Networks) -> schemas.Transition | None:
+    async def _report(self, reported: schemas.Transition, networks: Networks, *, reset: bool) -> schemas.Action | None:
+        """Store the outcome of the last action; the next action. None where there is nothing to store it for, and an episode begins.
+
+        ``reset``: an episode begins in any case, so somebody else's end of the last one is no reason to refuse it.
+        """
+        outcome = self._due(reported, networks, ends=reset)
+        if outcome is None:
+            return None
+        try:
+            action = await self._parts.loop.step(self._session_id, outcome)
+        except Conflict as error:
+            if not reset or isinstance(error, ConcurrentUpdate):
+                raise
+            return None
+        self._step = None if action.episode_over else action.step
+        return action
+
+    def _due(self, reported: schemas.Transition, networks: Networks, *, ends: bool) -> schemas.Transition | None:
         """The outcome to store for what the robot reports of its last action; None: that ended its episode, and this begins the next.
+
+        ``ends``: the episode ends with it, whatever it says.
 
         After a failure it looks up whether the last report was stored. If so, the robot has had no action since: the same report is the
         same outcome again, with a newer observation; another one is the outcome of the action that did not arrive.
         """
-        episode_steps = networks.spec.episode_steps
-        due = _limited(reported, episode_steps)
+        most_steps = 0 if ends else networks.spec.episode_steps
+        due = _limited(reported, most_steps)
         if not self._unsure:
             return due
         check_observation(reported.next_observation, networks, "state")  # which may be answered without being stored
@@ -145,14 +173,17 @@ class _Robot:
         stored = session.last_outcome
         if session.episode != reported.episode or stored is None or stored.step != reported.step:
             return due
-        repeated = (due.reward, due.terminated, due.truncated) == (stored.reward, stored.terminated, stored.truncated)
+        repeated = (due.reward, due.terminated) == (stored.reward, stored.terminated) and stored.truncated in (
+            due.truncated,
+            reported.truncated,  # a reset after it, and not with it
+        )
         if repeated or (not session.episode_open and (reported.terminated or reported.truncated)):
             state = unpack_vector(stored.next_state).tolist()
             return schemas.Transition(session.episode, stored.step, stored.reward, state, stored.terminated, stored.truncated)
         if not session.episode_open:
             return None
         self._step = stored.step + 1
-        return _limited(msgspec.structs.replace(reported, step=self._step), episode_steps)
+        return _limited(msgspec.structs.replace(reported, step=self._step), most_steps)
 
     async def _begin(self, state: list[float], networks: Networks) -> schemas.Action:
         """Begin an episode with this observation; one that is open ends as truncated."""
@@ -161,7 +192,7 @@ class _Robot:
         self._step = None
         self._episode = (await loop.start_episode(self._session_id)).episode
         action = await loop.act(self._session_id, schemas.Act(self._episode, 0, state))
-        self._step = 0
+        self._step, self._state = 0, state
         return action
 
     async def _refuse(self, error: Exception, *, closes: bool = False) -> bool:
@@ -179,9 +210,9 @@ class _Robot:
         return False
 
 
-def _limited(outcome: schemas.Transition, episode_steps: int) -> schemas.Transition:
+def _limited(outcome: schemas.Transition, most_steps: int) -> schemas.Transition:
     """An outcome, truncated if its episode is long enough."""
-    over = not outcome.terminated and outcome.step + 1 >= episode_steps
+    over = not outcome.terminated and outcome.step + 1 >= most_steps
     return msgspec.structs.replace(outcome, truncated=outcome.truncated or over)
 
 
@@ -210,6 +241,7 @@ def _reply(action: schemas.Action, ignored: list[str], took_ms: float, action_di
         "actions": np.array(values, np.float32).reshape(-1, action_dim),
         **{name: getattr(action, name) for name in ("episode", "step", "skill_step", "policy_version", "task_version", "episode_over")},
         "phase": action.phase.value,
+        "skill": action.skill,  # a list: openpi's ActionChunkBroker takes every array for one of as many rows as there are actions
         "limited": action.limited,
         "outside": action.outside,
         "ignored": ignored,

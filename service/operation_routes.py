@@ -46,12 +46,14 @@ async def read_bundle_file(request: Request, name: str, file: str) -> Response:
     return Response(data, media_type="application/octet-stream", headers={"etag": etag})
 
 
+@operation.head("/livez", include_in_schema=False)
 @operation.get("/livez")
 async def livez() -> Response:
     """The process runs."""
     return reply({"status": "ok"})
 
 
+@operation.head("/readyz", include_in_schema=False)
 @operation.get("/readyz")
 async def readyz(request: Request) -> Response:
     """Redis answers and the bundles are loaded: requests can be served."""

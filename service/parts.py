@@ -1,6 +1,6 @@
 """What the endpoints call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -38,6 +38,7 @@ class Parts:
     tokens: TokenStore
     doors: Doors
     session_cap: SessionCap
+    learner_waits: Waiting = field(default_factory=Waiting)  # those of `waiting` that look for a learner's progress again and again
 
 
 def parts_of(request: Request) -> Parts:

@@ -54,6 +54,8 @@ class Rule:
 _TABLE: Final = """
 GET     /livez                                     yes  yes  yes  yes
 GET     /readyz                                    yes  yes  yes  yes
+HEAD    /livez                                     yes  yes  yes  yes
+HEAD    /readyz                                    yes  yes  yes  yes
 GET     /docs                                      yes  yes  yes  yes
 GET     /openapi.json                              yes  yes  yes  yes
 GET     /metrics                                   no   no   yes  yes
@@ -130,7 +132,7 @@ class Rules:
 
     def methods(self, path: str) -> list[str]:
         """The methods that a path has."""
-        return [method for method in ("GET", "POST", "PATCH", "DELETE") if self.find(method, path)]
+        return [method for method in ("GET", "HEAD", "POST", "PATCH", "DELETE") if self.find(method, path)]
 
 
 def as_markdown(rules: Iterable[Rule] = RULES) -> str:

@@ -1,6 +1,8 @@
 """The calls about sessions: open, read, list, close; their episodes, task, policy and fine-tuning."""
 
 import asyncio
+import math
+import random
 import time
 from typing import Annotated, Final
 
@@ -19,6 +21,13 @@ from service.wire import intact, read, reply
 from training.contract.exploration import Phase
 
 MAX_WAIT_S: Final = 60.0
+REQUEUE_S: Final = 1.0
+"""Time between two times that one request which waits queues its session again."""
+
+_QUICK_WAITS: Final = 4
+"""So many requests may look as often as is set; more share these looks, since each look keeps the control loops waiting."""
+
+_LONGEST_POLL_S, _LONGEST_SHARED_POLL_S = 0.5, 2.0
 
 sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"], default_response_class=Response)
 
@@ -39,7 +48,7 @@ async def list_sessions(
 ) -> Response:
     """List sessions, newest first: all, or those that the caller's token may see."""
     store, caller = parts_of(request).store, caller_of(request)
-    found, next_cursor = store.page(limit, cursor, None if caller.sees_all else caller.owner)
+    found, next_cursor = store.page(limit, cursor or None, None if caller.sees_all else caller.owner)
     versions = store.task_versions([loaded.keys for loaded in found])
     page = [views.session_view(loaded, version) for loaded, version in zip(found, versions, strict=True)]
     return reply(schemas.SessionList(page, next_cursor))
@@ -127,17 +136,29 @@ def _policy(parts: Parts, session_id: str) -> Response:
 @sessions.get("/{session_id}/finetuning", openapi_extra=documented(schemas.FinetuningStatus))
 async def read_finetuning(request: Request, session_id: str, wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S)] = 0) -> Response:
     """Where fine-tuning stands; with wait_s, as soon as the learner has caught up."""
-    parts, deadline = parts_of(request), time.monotonic() + wait_s
+    parts, began, queued_at = parts_of(request), time.monotonic(), -math.inf
     while True:
         loaded = parts.store.load(session_id)
         progress = parts.versions.progress(loaded.keys)
-        done = views.caught_up(loaded, progress)
-        if not done and progress.state in ("idle", "queued"):
+        done, now = views.caught_up(loaded, progress), time.monotonic()
+        if not done and progress.state in ("idle", "queued") and now - queued_at >= REQUEUE_S:
             parts.adaptation.queue_if_due(loaded)  # its job may have been lost, by a crash between two writes
-        if done or time.monotonic() >= deadline or request.app.state.stopping:
+            queued_at = now
+        left_s = began + wait_s - now
+        if done or left_s <= 0 or request.app.state.stopping:
             return reply(views.finetuning_view(loaded, progress))
-        with parts.waiting:
-            await asyncio.sleep(parts.settings.wait_poll_s)
+        with parts.waiting, parts.learner_waits:
+            await asyncio.sleep(min(left_s, pause_s(parts.settings.wait_poll_s, now - began, parts.learner_waits.count)))
+
+
+def pause_s(poll_s: float, waited_s: float, waits: int) -> float:
+    """How long a request that waits for a learner, one of ``waits``, waits until it looks again: longer the longer it has waited.
+
+    At random around that, so that requests which came together do not look together.
+    """
+    shared_s = min(poll_s * waits / _QUICK_WAITS, _LONGEST_SHARED_POLL_S)
+    patient_s = min(waited_s / 8, _LONGEST_POLL_S)
+    return max(poll_s, random.uniform(0.5, 1.5) * max(shared_s, patient_s))
 
 
 @sessions.patch(

@@ -127,9 +127,15 @@ def _export(store: SessionStore, options: argparse.Namespace) -> int:
         import gymnasium
         import minari
         from minari.data_collector import EpisodeBuffer
+        from minari.dataset.minari_dataset import DATASET_ID_RE
     except ImportError as error:
         raise StartupError("exporting needs Minari: pip install 'minari[hdf5]'") from error
+    name = DATASET_ID_RE.fullmatch(options.dataset)
+    if name is None or name["version"] is None:  # Minari would find out with its folder made
+        raise StartupError(f"{options.dataset!r} is no Minari id: expected a name and a version, such as robots/night-v0")
     root = Path(os.environ.get("MINARI_DATASETS_PATH") or "data/minari").resolve()  # where training looks
+    if (root / options.dataset).exists():
+        raise StartupError(f"{root / options.dataset} is there already: choose another name or version")
     os.environ["MINARI_DATASETS_PATH"] = str(root)  # the only way in which Minari takes a folder
     buffers = [EpisodeBuffer(**episode) for episode in episodes]
     box = [gymnasium.spaces.Box(-np.inf, np.inf, episodes[0][name].shape[1:], np.float32) for name in ("observations", "actions")]

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     inference_interval_s: float = Field(default=1.0, ge=0, description="shortest time between two task inferences within an episode")
     cached_versions: int = Field(default=2048, gt=0, description="fine-tuned policies that an API process holds ready")
     kept_versions: int = Field(default=12, gt=1, description="published versions of a session whose weights are kept")
-    wait_poll_s: float = Field(default=0.02, gt=0)
+    wait_poll_s: float = Field(default=0.02, gt=0, description="shortest time between two looks of a request that waits for a learner")
     lease_s: float = Field(default=10.0, gt=0, description="a learner that shows no life for this long loses its jobs")
     slice_updates: int = Field(default=50, gt=0, description="gradient steps that a learner makes before it looks up")
     checkpoint_interval_s: float = Field(default=10.0, ge=0, description="time between two checkpoints while a job runs")

@@ -1,10 +1,27 @@
 """How a session's calls reach the service: requests over HTTP, or frames over a websocket (`clients.sdk.stream`)."""
 
 from collections.abc import Mapping
+from operator import index
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from clients.sdk.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from clients.sdk.client import SkilletClient
+
+
+def plain(value: object) -> object:
+    """A number or a truth value of numpy's, or a whole number of another kind, as one of Python's. Raises InvalidRequest for all else."""
+    if isinstance(value, np.generic):
+        return value.item()
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InvalidRequest(
+            "a value cannot be sent", expected="a number, text, a truth value or None", received=repr(value)[:80]
+        ) from error
 
 
 class Channel(Protocol):

@@ -14,7 +14,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 from weakref import WeakSet
 
-from clients.sdk.channel import Channel, RestChannel
+from clients.sdk.channel import Channel, RestChannel, plain
 from clients.sdk.errors import (
     ConcurrentUpdate,
     ConnectionFailed,
@@ -38,7 +38,7 @@ RETRIED_STATUS = frozenset({429, 502, 503, 504})
 _COVERED = ("authorization", "idempotency-key", "skillet-deadline-ms", "skillet-sent-ms")
 """Headers that say what a request does: its digest covers them."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 0.5
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=plain).encode
 
 
 class SkilletClient:

@@ -15,7 +15,7 @@ SkilletError
 └── ServiceError                 the service refused the request (problem+json); nothing was changed
     ├── InvalidRequest           422
     │   ├── IdempotencyKeyReused 422
-    │   ├── DamagedRequest       400
+    │   ├── DamagedRequest       400; what was no HTTP at all any more: MalformedRequest
     │   └── InvalidObservation   422, or found before anything was sent: ObservationOutOfRange
     ├── Unauthorized             401: no token, or one that is not valid
     ├── Forbidden                403: the token's role may not do this
@@ -183,6 +183,12 @@ class DamagedRequest(InvalidRequest):
     """The request was damaged on its way."""
 
     default_code = "damaged_request"
+
+
+class MalformedRequest(DamagedRequest):
+    """What the service received was no HTTP."""
+
+    default_code = "malformed_request"
 
 
 class NotFound(ServiceError):

@@ -67,9 +67,9 @@ class Session:
         self._channel = client.channel(info.session_id, self._path)
         self._dim = info.specs.observation.dim
         self._episode, self._open = info.episode, info.episode_open
-        # The next step to ask an action for, and the next one to report the outcome of. A loop that stopped had one outcome pending.
+        # The next step to ask an action for, and the next one to report the outcome of: the first whose outcome the service has not.
         self._next_act = info.step
-        self._next_outcome = max(0, info.step - 1)
+        self._next_outcome = info.gaps[0] if info.gaps else info.step
         self.guard = ActionGuard(info.envelope, info.specs) if info.envelope is not None and client.guards_actions else None
         self.patient = True  # whether a failed request is sent again until the client gives up
         self._last_action: Floats | None = None
@@ -206,7 +206,12 @@ class Session:
         return parse(TaskPosterior, self._client.call("GET", f"{self._path}/task"))
 
     def finetuning(self, wait_s: float = 0.0) -> FinetuningStatus:
-        """Where the learner stands; with ``wait_s`` (at most 60) answers as soon as it has caught up with the completed episodes."""
+        """Where the learner stands; with ``wait_s`` (at most 60) answers as soon as it has caught up with the completed episodes.
+
+        Raises InvalidRequest for a time that cannot be waited.
+        """
+        if not 0 <= wait_s < math.inf:
+            raise InvalidRequest("wait_s is no time to wait", expected="seconds, 0 to 60", received=repr(wait_s))
         query = f"?wait_s={wait_s:g}" if wait_s else ""
         return parse(FinetuningStatus, self._client.call("GET", f"{self._path}/finetuning{query}", extra_s=wait_s))
 

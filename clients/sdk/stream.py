@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from clients.sdk.channel import plain
 from clients.sdk.errors import ConnectionLost, DamagedReply, RequestTimeout, SkilletError, UnexpectedReply, from_problem
 from clients.sdk.transport import HttpTransport, is_quiet
 
@@ -31,7 +32,7 @@ class StreamChannel:
         import msgspec
 
         self._client, self._transport, self._session_id, self._headers = client, transport, session_id, headers
-        self._encode, self._decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode
+        self._encode, self._decode = msgspec.msgpack.Encoder(enc_hook=plain).encode, msgspec.msgpack.Decoder().decode
         self._connection: Connection | None = None
         self._number = 0
 

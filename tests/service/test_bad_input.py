@@ -3,11 +3,16 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi.testclient import TestClient
 
+from service import frames
+from service.errors import InvalidRequest
+from service.schemas import OpenSession
 from service.sessions import SessionStore
 from tests.conftest import Driver, state, transition
+from training.contract.exploration import Exploration
 
 
 @pytest.fixture
@@ -95,6 +100,41 @@ def test_an_observation_that_is_no_list_is_refused(mid: Driver, observation: Any
 def test_a_wrong_field_is_named(mid: Driver, field: str, value: Any) -> None:
     problem = refused(mid, "step", {**transition(0, 2, state(0, 3)), field: value}, status=422, code="invalid_request")
     assert field in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "detail", "expected", "received"),
+    [
+        ({"exploration": "fast"}, "$.exploration: Invalid enum value 'fast'", [*Exploration, None], "'fast'"),
+        ({"promotion": "never"}, "$.promotion: Invalid enum value 'never'", ["automatic", "manual"], "'never'"),
+        ({"sede": 7}, "$: Object contains unknown field `sede`", list(OpenSession.__struct_fields__), "sede"),
+        ({"seed": -1}, "$.seed: Expected `int` >= 0", "`int` >= 0", None),
+        ({"seed": "7"}, "$.seed: Expected `int`, got `str`", "`int`", "`str`"),
+    ],
+)
+def test_what_would_have_been_right_is_told(api: TestClient, body: Any, detail: str, expected: Any, received: str | None) -> None:
+    problem = api.post("/v1/sessions", json=body).json()
+    assert (problem["detail"], problem["expected"], problem["received"]) == (detail, expected, received)
+
+
+def test_a_missing_field_is_named_with_its_path(mid: Driver) -> None:
+    item = {key: value for key, value in transition(0, 2, state(0, 3)).items() if key != "step"}
+    problem = refused(mid, "transitions", {"transitions": [item]}, status=422, code="invalid_request")
+    path = "$.transitions[0].step"
+    assert (problem["detail"], problem["expected"]) == (f"{path}: the field is missing", "the field step")
+    assert path in problem["action"]
+
+
+def test_a_frame_is_told_what_would_have_been_right_too() -> None:
+    def expected(frame: Any) -> Any:
+        with pytest.raises(InvalidRequest) as caught:
+            frames.decode(msgspec.msgpack.encode(frame))
+        return caught.value.expected
+
+    assert expected({"type": "open", "body": {"exploration": "fast"}}) == [*Exploration, None]
+    assert expected({"type": "act", "body": {"episode": 0, "step": 0}}) == "the field observation"
+    assert expected({"type": "act", "body": {"state": []}}) == ["episode", "step", "observation"]
+    assert {"open", "attach", "step"} < set(expected({"type": "opened"}))
 
 
 @pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity"])
@@ -233,6 +273,7 @@ def test_a_large_body_is_refused_whether_or_not_it_tells_its_length(mid: Driver)
     "body",
     [
         {"bundle": "nope"},
+        {"bundle": ""},
         {"seed": -1},
         {"conditioning_episodes": -1},
         {"ttl_s": 0},

@@ -1,6 +1,7 @@
 """What a stranger can do to a real API process before a token is looked at: nothing, whatever it floods it with; and TLS."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -97,10 +98,48 @@ def test_a_head_that_is_too_large_is_told_so(service: RunningService) -> None:
     assert b'"code":"headers_too_large"' in answer
 
 
+@pytest.mark.parametrize(
+    "data", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", HEAD + b"content-length: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00"]
+)
+def test_what_is_no_http_gets_a_problem_document_too(service: RunningService, data: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", service.pool.port), timeout=30) as connection:
+        connection.sendall(data)
+        head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+        assert connection.recv(1) == b""
+    problem = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert (problem["code"], problem["status"]) == ("malformed_request", 400)
+    assert b"content-type: application/problem+json" in head
+    assert f"x-request-id: {problem['request_id']}".encode() in head
+
+
+def test_a_head_is_answered_without_a_body(service: RunningService) -> None:
+    with socket.create_connection(("127.0.0.1", service.pool.port), timeout=30) as connection:
+        connection.sendall(b"HEAD /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = b""
+        while data := connection.recv(4096):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
 def test_a_head_within_the_limit_and_a_body_of_many_parts_are_taken(service: RunningService) -> None:
     assert service.pool.request("GET", "/livez", headers={"x-long": "x" * 60_000}).status == 200
     body = (b'{"seed": 1}' + b" " * 1000 for _ in range(1))
     assert service.pool.request("POST", "/v1/sessions", body=body, headers={"content-type": "application/json"}, chunked=True).status == 401
+
+
+def test_a_handshake_without_a_token_gets_a_problem_document_and_is_no_fault_of_the_service(service: RunningService) -> None:
+    upgrade = "GET /v1/stream HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+    with socket.create_connection(("127.0.0.1", service.pool.port), timeout=30) as connection:
+        connection.sendall(f"{upgrade}sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nauthorization: Bearer x\r\n\r\n".encode())
+        answer = b""
+        while data := connection.recv(4096):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "unauthorized"
+    assert service.get("/livez").status_code == 200  # by now it would be in the log
+    assert "handshake" not in service.log()
 
 
 def test_a_body_without_a_token_is_not_kept(service: RunningService) -> None:

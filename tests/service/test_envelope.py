@@ -118,6 +118,7 @@ def test_an_observation_wildly_outside_is_refused_without_effect(guarded, path: 
     reply = driver.post(path, **body)
     assert (reply.status_code, reply.json()["code"]) == (422, "observation_out_of_range")
     assert "vx" in reply.json()["detail"]
+    assert reply.json()["expected"] == "-50 to 50 m/s"
     assert driver.get() == before
 
 

@@ -61,6 +61,10 @@ def tensor(name, values, **other):
     return {"name": name, "shape": list(array.shape), "datatype": "FP32", "data": values, **other}
 
 
+def tensor_of(name, shape, data):
+    return {"name": name, "shape": shape, "datatype": "FP32", "data": data}
+
+
 STATE, SKILL = tensor("state", [[0.0, 0.1, 0.2, 0.3]]), tensor("skill", [[0.1, 0.2, 0.3]])
 
 
@@ -103,6 +107,9 @@ BAD = {
     "truth values": [STATE, {**SKILL, "data": [True, True, True]}],
     "null": [STATE, {**SKILL, "data": [None, 1, 2]}],
     "nested too deep": [STATE, {**SKILL, "data": [[[0.1, 0.2, 0.3]]]}],
+    "ragged": [tensor_of("state", [2, 4], [[0.0, 0.1, 0.2, 0.3, 0.4], [0.0, 0.1, 0.2]]), tensor("skill", [[0.1, 0.2, 0.3]] * 2)],
+    "nested otherwise": [tensor_of("state", [2, 4], [[0.0] * 2] * 4), tensor("skill", [[0.1, 0.2, 0.3]] * 2)],
+    "lists beside numbers": [STATE, {**SKILL, "data": [0.1, [0.2], 0.3]}],
     "a number above float32": [STATE, {**SKILL, "data": [1e300, 0.0, 0.0]}],
     "an integer above every float": [STATE, {**SKILL, "data": [10**400, 0, 0]}],
     "two batches": [STATE, tensor("skill", [[0.1, 0.2, 0.3]] * 2)],
@@ -119,6 +126,16 @@ def test_requests_that_do_not_fit_get_400_and_an_error_that_says_why(api, name):
     document = refused.json()
     assert (document["code"], document["status"]) == ("invalid_request", 400)
     assert document["error"] == document["detail"]
+
+
+def test_inputs_for_which_a_graph_gives_numbers_that_are_not_finite_are_refused(api, tiny_networks, monkeypatch):
+    found = [np.array([[1.0, 2.0, 3.0]], np.float32)] * 3
+    monkeypatch.setattr(tiny_networks.graphs["meta_policy.onnx"], "run", lambda *_: [*found, np.array([[1.0, np.inf, np.nan]], np.float32)])
+    inputs, model = (STATE, tensor("task_embedding", [[0.5, -0.5]])), "tiny.meta_policy"
+    assert infer(api, *inputs, model=model, outputs=[{"name": "skill_std"}]).json()["outputs"][0]["data"] == [1.0, 2.0, 3.0]
+    refused = infer(api, *inputs, model=model)
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")
+    assert "prior_std: the graph gives numbers that are not finite" in refused.json()["error"]
 
 
 def test_other_mistakes_get_the_protocols_form_too(api):

@@ -5,10 +5,12 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from service.policies import Networks
+from service.session_routes import pause_s
 from service.settings import Settings
 from tests.conftest import Driver
 from tests.service.learners import ready_to_learn, same, stored_weights, work_off, worker
@@ -203,6 +205,31 @@ def test_waiting_ends_when_the_learner_has_caught_up_or_the_time_is_over(
     began = time.monotonic()
     assert driver.get("/finetuning?wait_s=20")["episodes_learned"] == 1
     assert time.monotonic() - began < 2
+
+
+def test_a_request_that_waits_queues_its_session_now_and_then_and_looks_less_often_the_longer_it_waits(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, parts = ready_to_learn(api), api.app.state.parts
+    looks, queued = [], []
+    load = parts.store.load
+    monkeypatch.setattr(parts.store, "load", lambda session_id: looks.append(time.monotonic()) or load(session_id))
+    monkeypatch.setattr(parts.adaptation, "queue_if_due", queued.append)
+    driver.get("/finetuning?wait_s=1.3")
+    assert len(queued) == 2
+    assert 10 < len(looks) < 50
+    assert looks[1] - looks[0] < 0.1
+
+
+def test_the_more_requests_wait_the_less_often_each_of_them_looks() -> None:
+    def mean(waited_s: float, waits: int) -> float:
+        return float(np.mean([pause_s(0.02, waited_s, waits) for _ in range(1000)]))
+
+    assert [mean(0.0, 1), mean(0.1, 4)] == pytest.approx([0.02, 0.0225], rel=0.1)
+    assert mean(0.0, 100) == pytest.approx(0.5, rel=0.1)
+    assert mean(60.0, 1) == pytest.approx(0.5, rel=0.1)
+    assert mean(60.0, 10_000) == pytest.approx(2.0, rel=0.1)
+    assert pause_s(5.0, 0.0, 1) == 5.0
 
 
 def test_a_learner_at_work_catches_up_after_each_episode(api: TestClient, settings: Settings, tiny_networks: Networks) -> None:

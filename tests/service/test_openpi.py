@@ -140,6 +140,47 @@ def test_reset_begins_another_episode(robot):
     assert (answer["episode"], answer["step"]) == (1, 0)
 
 
+def records_of(api, robot):
+    store = api.app.state.parts.store
+    return store.episodes(store.load(robot.metadata["session_id"]).keys)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_what_a_reset_tells_of_the_last_action_is_stored_before_another_episode_begins(api, robot, terminated):
+    robot.infer(state(0, 0))
+    robot.infer(state(0, 1), reward=0.5)
+    answer = robot.infer(state(1, 0), reward=1.0, terminated=terminated, reset=True)
+    assert (answer["episode"], answer["step"], answer["ignored"]) == (1, 0, [])
+    (record,) = records_of(api, robot)
+    assert (record.steps, record.episode_return) == (2, 1.5)
+    store, layout = api.app.state.parts.store, api.app.state.parts.bundles["tiny"].layout
+    (row,) = store.context(store.load(robot.metadata["session_id"]).keys, 0, 1, layout.width)
+    assert row[layout.terminated] == terminated
+    np.testing.assert_allclose(row[layout.next_state], state(0, 1), err_msg="the next episode's first is not where the action led")
+
+
+def test_a_reset_whose_state_is_refused_stores_nothing(api, robot):
+    robot.infer(state(0, 0))
+    assert robot.refused(report([0.0] * 3, reward=1.0, reset=True))["status"] == 422
+    assert stored_of(api, robot).outcome_step == 0
+
+
+def test_what_is_told_of_an_action_that_there_was_not_is_named_as_ignored(api, robot):
+    assert robot.infer(state(0, 0), reward=0.5, truncated=True, image=1)["ignored"] == ["image", "reward", "truncated"]
+    assert robot.infer(state(0, 1), reward=1.0, terminated=True)["ignored"] == []
+    assert robot.infer(state(1, 0), reward=1.0, reset=True)["ignored"] == ["reward"]
+    assert robot.infer(state(2, 0), reward=0.0, terminated=False, reset=True)["ignored"] == []
+    api.post(f"/v1/sessions/{robot.metadata['session_id']}/episodes/end")
+    answer = robot.infer(state(3, 0), reward=1.0, reset=True)
+    assert (answer["episode"], answer["ignored"]) == (3, ["reward"]), "somebody else ended the episode"
+
+
+def test_a_session_that_shares_its_skills_tells_them(api):
+    with connected(api, "?seed=7&share_skills=true") as robot:
+        skills = [robot.infer(state(0, step))["skill"] for step in range(6)]
+    assert [None if skill is None else len(skill) for skill in skills] == [3, None, None, None, None, 3]
+
+
 def test_a_session_that_is_there_is_gone_on_with(api):
     driver = Driver(api)
     driver.run_episode()
@@ -272,6 +313,27 @@ def test_an_end_that_was_stored_and_not_answered_is_answered_or_the_next_episode
     session = stored_of(api, robot)
     assert session.episodes_completed == 1
     (record,) = api.app.state.parts.store.episodes(api.app.state.parts.store.load(session.session_id).keys)
+    assert (record.steps, record.episode_return) == (1, 1.0)
+
+
+@pytest.mark.parametrize("failures", [["request"], ["reply"], [None, "request"], [None, "reply"], [None, None, "reply"]])
+def test_after_a_failure_a_reset_sent_again_counts_what_it_tells_once(api, robot, lossy, failures):
+    robot.infer(state(0, 0))
+    lossy(failures)
+    again = {"reward": 1.0, "reset": True}
+    assert robot.refused(report(state(1, 0), **again))["status"] == 503
+    answer = robot.infer(state(1, 0), **again)
+    assert (answer["step"], answer["ignored"]) == (0, [])
+    (record,) = records_of(api, robot)
+    assert (record.steps, record.episode_return) == (1, 1.0)
+
+
+def test_a_report_that_was_stored_and_not_answered_counts_once_when_a_reset_tells_it_again(api, robot, lossy):
+    robot.infer(state(0, 0))
+    lossy(["reply"])
+    assert robot.refused(report(state(0, 1), reward=1.0))["status"] == 503
+    assert robot.infer(state(1, 0), reward=1.0, reset=True)["episode"] == 1
+    (record,) = records_of(api, robot)
     assert (record.steps, record.episode_return) == (1, 1.0)
 
 

@@ -21,6 +21,13 @@ from tests.conftest import Driver
 from tests.service.learners import ready_to_learn, work_off, worker
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_a_probe_may_ask_for_the_head_alone(api: TestClient, path: str) -> None:
+    answer = api.head(path)
+    assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(api.get(path).content)))
+    assert api.post(path).headers["allow"] == "GET, HEAD"
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
 def test_looking_changes_nothing(api: TestClient, driver: Driver, path: str) -> None:
     driver.run_episode()

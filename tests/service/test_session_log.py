@@ -116,6 +116,20 @@ def test_an_export_is_read_back_as_offline_data(lived: Driver, command, tmp_path
     assert [len(episode) for episode in load_episodes("robots/night-v0")] == [7] * 5  # where training looks for it
 
 
+def test_an_export_that_cannot_be_written_says_why_in_one_line_and_leaves_nothing(
+    lived: Driver, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "kept"))
+    for dataset in ("night", "night-v", "n/x-v0", "../night-v0", "/night-v0", ""):
+        code, printed = command("export", lived.session["session_id"], "--dataset", dataset)
+        assert (code, printed.count("\n")) == (2, 1), printed
+        assert "is no Minari id" in printed
+    assert not (tmp_path / "kept").exists()
+    assert command("export", lived.session["session_id"], "--dataset", "night-v0")[0] == 0
+    code, printed = command("export", lived.session["session_id"], "--dataset", "night-v0")
+    assert (code, printed) == (2, f"skillet: {tmp_path}/kept/night-v0 is there already: choose another name or version\n")
+
+
 def test_sessions_are_listed_shown_and_deleted(lived: Driver, command, api: TestClient) -> None:
     session_id = lived.session["session_id"]
     code, printed = command("ls")

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from fastapi.testclient import TestClient
 
 from tests.conftest import Driver
@@ -31,6 +32,23 @@ def test_sessions_are_listed_in_pages_newest_first(api: TestClient) -> None:
     found = [session["session_id"] for page in (first, second, third) for session in page["sessions"]]
     assert found == ids[::-1]
     assert third["next_cursor"] is None
+    assert Driver.ok(api.get("/v1/sessions?limit=2&cursor=")) == first
+
+
+@pytest.mark.parametrize(("reward", "phase"), [(0.0, "exploring"), (-0.01, "adapted"), (1.0, "adapted")])
+def test_a_cost_ends_exploring_as_a_reward_does(api: TestClient, reward: float, phase: str) -> None:
+    driver = Driver(api, conditioning_episodes=1)
+    driver.run_episode(final_reward=reward)
+    assert driver.start()["phase"] == phase
+
+
+def test_without_conditioning_episodes_nothing_is_explored(api: TestClient) -> None:
+    driver = Driver(api, conditioning_episodes=0)
+    assert [reply["phase"] for reply in driver.run_episode()] == ["adapted"] * 8
+    assert driver.get("/finetuning")["state"] == "queued"
+    assert driver.start()["phase"] == "adapted"
+    driver.ok(api.patch(driver.path, json={"phase": "exploring"}))
+    assert driver.start()["phase"] == "exploring"
 
 
 def test_a_closed_session_is_gone_with_everything_of_it(api: TestClient) -> None:

@@ -116,6 +116,24 @@ def test_another_process_attaches_by_id_and_goes_on(client, api):
     assert (action.episode, action.step) == (0, 2)
 
 
+@pytest.mark.parametrize("posted", [0, 1, 3])
+def test_another_process_attaches_and_reports_the_outcomes_that_the_service_has_not(client, api, posted):
+    session = client.open_session(seed=11)
+    session.start_episode()
+    for step in range(3):
+        session.act(observation(step))
+    if posted:
+        session.post_transitions(Transition(0.25, observation(step + 1), False, False) for step in range(posted))
+    other = SkilletClient(transport=InProcess(api)).session(session.id)
+    if posted < 3:
+        rest = other.post_transitions(Transition(0.5, observation(step + 1), False, False) for step in range(posted, 3))
+        assert (rest.accepted, rest.duplicates, rest.gaps) == (3 - posted, 0, ())
+    other.act(observation(3))
+    last = other.step(1.0, observation(4), True, False)
+    (record,) = api.app.state.parts.store.episodes(api.app.state.parts.store.load(session.id).keys)
+    assert (last.episode_over, record.steps, record.episode_return) == (True, 4, 1.0 + 0.25 * posted + 0.5 * (3 - posted))
+
+
 def test_the_learner_can_be_paused_and_resumed(client):
     with client.open_session() as session:
         assert session.pause().paused

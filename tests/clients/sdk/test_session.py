@@ -142,6 +142,29 @@ def test_a_reward_that_is_not_finite_is_not_sent(connect):
     assert len(server.seen) == 3
 
 
+def test_numbers_of_numpy_are_sent_as_they_are_meant(connect):
+    with http_server(OPENED, STARTED, says(200, ACTION), says(200, {**POSTED, "pending": []})) as (url, server):
+        session = connect(url).open_session(seed=np.int64(3), finetuning=np.bool_(False), conditioning_episodes=np.uint8(2))
+        session.start_episode()
+        session.act(np.zeros(4))
+        session.post_rewards({np.int64(0): np.float32(0.5)})
+    assert [server.seen[0][2][name] for name in ("seed", "finetuning", "conditioning_episodes")] == [3, False, 2]
+    assert server.seen[3][2] == {"rewards": [{"episode": 0, "step": 0, "reward": 0.5}]}
+
+
+def test_what_cannot_be_sent_is_refused_before_it_is(connect):
+    with http_server(OPENED) as (url, server):
+        client = connect(url)
+        with pytest.raises(errors.InvalidRequest, match="cannot be sent") as caught:
+            client.open_session(seed=1.5j)
+        assert caught.value.received == "1.5j"
+        session = client.open_session()
+        for wait_s in (float("nan"), float("inf"), -1.0):
+            with pytest.raises(errors.InvalidRequest, match="wait_s"):
+                session.finetuning(wait_s=wait_s)
+    assert len(server.seen) == 1
+
+
 def test_acting_without_an_episode_is_refused_before_anything_is_sent(connect):
     with http_server(OPENED) as (url, server), pytest.raises(EpisodeState, match="start_episode"):
         connect(url).open_session().act(np.zeros(4))
@@ -163,7 +186,7 @@ def test_closing_a_session_that_is_closed_already_is_no_error(connect):
 
 
 def test_attaching_goes_on_where_the_session_stands(connect):
-    stands = {**SESSION, "episode": 6, "episode_open": True, "step": 3}
+    stands = {**SESSION, "episode": 6, "episode_open": True, "step": 3, "gaps": [2]}
     with http_server(says(200, stands), says(200, {**ACTION, "episode": 6, "step": 3})) as (url, server):
         connect(url).session("s-1").step(0.0, np.zeros(4), False, False)
     assert (server.seen[1][2]["episode"], server.seen[1][2]["step"]) == (6, 2)

@@ -37,6 +37,14 @@ def test_a_stream_gives_the_actions_that_requests_give_to_the_bit(connect, url):
     same(actions_of(connect(url, stream=True)), actions_of(connect(url)))
 
 
+def test_a_step_of_numpys_may_be_sent_over_a_stream(connect, url):
+    with connect(url, stream=True).open_session(seed=np.int64(5)) as session:
+        session.start_episode()
+        session.act(observation(0))
+        session.post_transitions([Transition(None, observation(1), False, False)])
+        assert session.post_rewards({np.int64(0): 1.0}).accepted == 1
+
+
 @pytest.mark.parametrize("weather", [Weather(cut=0.1), Weather(corrupt=0.05)], ids=["cut", "corrupt"])
 def test_on_a_bad_link_nothing_is_lost_and_not_a_bit_is_changed(connect, service, url, weather):
     calm = actions_of(connect(url), episodes=3, steps=20)
