@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PATH: Final = "/v1/stream"
 _PROTOCOL: Final = "skillet.v1.digest"
 _DIGEST_BYTES: Final = 12
-_HANDSHAKES: Final = 4
+_HANDSHAKES: Final = 6
 _FRAMES: Final = {"episodes": "start", "episodes/end": "end"}
 _WITHOUT_BODY: Final = frozenset({"start", "end"})
 
@@ -67,15 +67,17 @@ class StreamChannel:
         return self._exchange(frame, stop_at)
 
     def _connect(self, timeout_s: float) -> "Connection":
-        """Nothing tells a refusal from a handshake that was damaged on its way, but that it comes again."""
+        """Nothing tells a refusal from a handshake that was damaged on its way, but that it comes again, and always the same."""
+        statuses = set[int | None]()
         for tries_left in reversed(range(_HANDSHAKES)):
             try:
                 return Connection(self._transport, self._headers, timeout_s)
             except UnexpectedReply as error:
-                if tries_left == 0 and self._number == 0:
+                statuses.add(error.status)
+                if tries_left == 0 and self._number == 0 and len(statuses) == 1:
                     raise
-                if tries_left == 0:  # it had been open
-                    raise ConnectionLost(f"the stream cannot be opened again: {error.detail}", request_sent=True) from error
+                if tries_left == 0:  # it had been open, or the link is bad
+                    raise ConnectionLost(f"the stream cannot be opened: {error.detail}", request_sent=True) from error
         raise AssertionError("unreachable")
 
     def _exchange(self, frame: dict[str, Any], stop_at: float) -> Any:
