@@ -262,6 +262,13 @@ def test_results_with_a_belief_of_another_meta_training_are_not_gone_on_from(tmp
         run_unit(unit, make_setting(belief=believing, meta={"updates": 3}), 2, tmp_path)
 
 
+def test_a_belief_of_other_settings_is_learned_anew(tmp_path):
+    believing = {"particles": 5, "episodes": 4, "updates": 2, "batch": 8, "hidden": (4,)}
+    for particles in (5, 7):
+        setting = make_setting(belief=believing | {"particles": particles})
+        assert len(starting_point(METHODS["spirl-novelty"], setting, 0, tmp_path).belief.particles) == particles
+
+
 @pytest.mark.parametrize("damage", ["[]", "null", '{"sessions": []}', '{"fingerprint": "'])
 def test_damaged_results_are_named(setting, tmp_path, damage):
     unit = Unit(METHODS["spirl"], 0, 0)
