@@ -263,10 +263,14 @@ def test_results_with_a_belief_of_another_meta_training_are_not_gone_on_from(tmp
 
 
 def test_a_belief_of_other_settings_is_learned_anew(tmp_path):
-    believing = {"particles": 5, "episodes": 4, "updates": 2, "batch": 8, "hidden": (4,)}
-    for particles in (5, 7):
-        setting = make_setting(belief=believing | {"particles": particles})
-        assert len(starting_point(METHODS["spirl-novelty"], setting, 0, tmp_path).belief.particles) == particles
+    setting = make_setting(belief={"particles": 5, "episodes": 4, "updates": 2, "batch": 8, "hidden": (4,)})
+    config = setting.config.model_copy(update={"belief": setting.config.belief.model_copy(update={"widening": 9.0})})
+    first, again, other = (
+        starting_point(METHODS["skillet"], each, 0, tmp_path).belief.particles
+        for each in (setting, setting, dataclasses.replace(setting, config=config))
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize("damage", ["[]", "null", '{"sessions": []}', '{"fingerprint": "'])
