@@ -116,7 +116,7 @@ def export(run: Run) -> None:
     """write the bundle: ONNX graphs checked against torch, weights, manifest with the safety envelope of the offline data"""
     networks, coefficient, metrics = _trained(run)
     spec = run.domain.spec()
-    belief, evaluation = _belief(run, networks), run.dir / "evaluate.json"
+    learned, evaluation = _belief(run, networks), run.dir / "evaluate.json"
     if evaluation.exists():
         found = json.loads(evaluation.read_text())
         if found.get("of") == _evaluated(run):
@@ -132,7 +132,7 @@ def export(run: Run) -> None:
         metrics=metrics,
         command=run.command,
         envelope=learn_envelope(run.offline_episodes(), spec),
-        belief=belief,
+        belief=learned,
     )
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     run.say(f"export: {run.bundle_dir}, {size / 2**20:.1f} MiB, digest {bundle.manifest.digest[:12]}")
