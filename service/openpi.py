@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -53,6 +54,35 @@ async def policy(websocket: WebSocket) -> None:
         await robot.run()
     except WebSocketDisconnect:
         return
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """What a message says: where the last action led, and what it was worth. ``unknown``: names that have no meaning here."""
+
+    state: list[float]
+    reward: float
+    terminated: bool
+    truncated: bool
+    reset: bool
+    unknown: list[str]
+
+    @classmethod
+    def of(cls, message: dict[str, Any]) -> "_Observation":
+        """Read a message. Raises InvalidObservation or InvalidRequest."""
+        key = next((key for key in STATE_KEYS if key in message), None)
+        if key is None:
+            raise InvalidObservation(
+                "the observation has no state", expected=list(STATE_KEYS), received=sorted(message)[:20], action="Name the state so."
+            )
+        state, reward = numpy_frames.vector(message[key], key), numpy_frames.number(message.get("reward", 0.0), "reward")
+        terminated, truncated, reset = (numpy_frames.flag(message.get(name, False), name) for name in (*_ENDS, "reset"))
+        return cls(state, reward, terminated, truncated, reset, [name for name in message if name not in _OWN_KEYS])
+
+    @property
+    def told(self) -> list[str]:
+        """The names of what it says of the last action."""
+        return [name for name in ("reward", *_ENDS) if getattr(self, name)]
 
 
 class _Robot:
@@ -113,30 +143,22 @@ class _Robot:
     async def _infer(self, message: dict[str, Any], networks: Networks) -> tuple[schemas.Action, list[str]]:
         """The action for an observation, after what it says of the last action has been stored; and the names that have no meaning here."""
         self._check(self._session_id)
-        key = next((key for key in STATE_KEYS if key in message), None)
-        if key is None:
-            raise InvalidObservation(
-                "the observation has no state", expected=list(STATE_KEYS), received=sorted(message)[:20], action="Name the state so."
-            )
-        state = numpy_frames.vector(message[key], key)
-        reward = numpy_frames.number(message.get("reward", 0.0), "reward")
-        terminated, truncated, reset = (numpy_frames.flag(message.get(name, False), name) for name in (*_ENDS, "reset"))
-        ignored = [name for name in message if name not in _OWN_KEYS]
-        told = [name for name, value in zip(("reward", *_ENDS), (reward, terminated, truncated), strict=True) if value]
-        if self._step is None or (reset and not told):
-            unused = [] if self._unsure else told  # after a failure: it may have been stored before beginning failed
-            return await self._begin(state, networks), ignored + unused
-        if reset:
-            check_observation(state, networks, "state")  # before anything is stored
-        reported = schemas.Transition(self._episode, self._step, reward, self._state if reset else state, terminated, truncated)
-        action = await self._report(reported, networks, reset=reset)
+        seen = _Observation.of(message)
+        if self._step is None or (seen.reset and not seen.told):
+            unused = [] if self._unsure else seen.told  # after a failure: it may have been stored before beginning failed
+            return await self._begin(seen.state, networks), seen.unknown + unused
+        if seen.reset:
+            check_observation(seen.state, networks, "state")  # before anything is stored
+        led_to = self._state if seen.reset else seen.state
+        reported = schemas.Transition(self._episode, self._step, seen.reward, led_to, seen.terminated, seen.truncated)
+        action = await self._report(reported, networks, reset=seen.reset)
         if action is None:
-            return await self._begin(state, networks), ignored + told
-        long_enough = action.episode_over and not terminated and not truncated
-        if reset or long_enough:
-            return await self._begin(state, networks), ignored
-        self._state = state
-        return action, ignored
+            return await self._begin(seen.state, networks), seen.unknown + seen.told
+        long_enough = action.episode_over and not seen.terminated and not seen.truncated
+        if seen.reset or long_enough:
+            return await self._begin(seen.state, networks), seen.unknown
+        self._state = seen.state
+        return action, seen.unknown
 
     async def _report(self, reported: schemas.Transition, networks: Networks, *, reset: bool) -> schemas.Action | None:
         """Store the outcome of the last action; the next action. None where there is nothing to store it for, and an episode begins.
