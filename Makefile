@@ -78,6 +78,6 @@ lock: ## resolve the newest versions that pyproject.toml allows and write requir
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) deploy/lock.py requirements.lock torch==$(TORCH)
 
-clean: ## remove .venv, caches and build products; runs, data, bundles and sessions stay
+clean: ## remove .venv, caches, build products and demo; runs, data, bundles and sessions stay
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

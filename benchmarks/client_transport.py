@@ -44,7 +44,7 @@ SESSION = {
     "step": 1,
     "episode_open": True,
     "episodes_completed": 0,
-    "gaps": [],
+    "gaps": [0],
     "pending_rewards": [],
     "share_skills": False,
     "context_size": 0,
@@ -136,8 +136,10 @@ def computing(reply: Reply, calls: int = 2000) -> float:
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="of a block of calls for each way")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.client_transport", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="of a block of calls for each way (default: %(default)s)")
     rounds = parser.parse_args().rounds
     with server() as port:
         for name, each in figures(measure(ways(port), rounds), FLOOR).items():

@@ -112,10 +112,10 @@ def table(found: dict[str, NDArray[np.bool_]], far: NDArray[np.bool_]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exploration", description=__doc__.partition("\n")[2])
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"))
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="a bundle's folder (default: %(default)s)")
     parser.add_argument("--explorations", nargs="+", metavar="NAME", help=f"default: all that the bundle offers, and {PRIOR!r}")
-    parser.add_argument("--sessions", type=int, default=16)
-    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--sessions", type=int, default=16, help="of each exploration (default: %(default)s)")
+    parser.add_argument("--episodes", type=int, default=10, help="of each session (default: %(default)s)")
     return parser
 
 

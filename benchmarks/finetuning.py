@@ -94,9 +94,9 @@ def _summary(busy: bool, loads: Sequence[tuple[Load, int]]) -> Figures:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser("python -m benchmarks.finetuning", description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"))
-    parser.add_argument("--seconds", type=int, default=10, help="of one round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="a bundle's folder (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=10, help="of one round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     figures = measure(options.bundle, options.seconds, options.rounds)

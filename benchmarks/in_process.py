@@ -115,9 +115,11 @@ async def measure(bundle: Path, redis_url: str, calls: int) -> dict[str, list[fl
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"))
-    parser.add_argument("--calls", type=int, default=1500, help="of each row")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.in_process", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="a bundle's folder (default: %(default)s)")
+    parser.add_argument("--calls", type=int, default=1500, help="of each row (default: %(default)s)")
     options = parser.parse_args()
     os.environ[BUNDLE] = str(options.bundle)
     with tempfile.TemporaryDirectory() as folder:

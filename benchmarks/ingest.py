@@ -70,8 +70,8 @@ def infer(bundle: Path) -> float:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser("python -m benchmarks.ingest", description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"))
-    parser.add_argument("--sessions", type=int, default=20, help="each brings a thousand transitions")
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="a bundle's folder (default: %(default)s)")
+    parser.add_argument("--sessions", type=int, default=20, help="each brings a thousand transitions (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     per_s, p50_ms, p99_ms = ingest(options.bundle, options.sessions)

@@ -224,12 +224,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"))
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=2, help="of one row in one round")
-    parser.add_argument("--peers", nargs="*", default=[peer.name for peer in PEERS], help="other servers; without a name: none")
-    parser.add_argument("--blocks", type=int, default=10, help="of 200 calls, for each row of the Python client; 0: none of these rows")
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="a bundle's folder (default: %(default)s)")
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16], help="at a time (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of all rows (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=2, help="of one row in one round (default: %(default)s)")
+    parser.add_argument(
+        "--peers", nargs="*", default=[peer.name for peer in PEERS], help="other servers; without a name: none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        default=10,
+        help="of 200 calls, for each row of the Python client; 0: none of these rows (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here")
     options = parser.parse_args()

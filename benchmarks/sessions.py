@@ -102,10 +102,10 @@ class Fleet:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser("python -m benchmarks.sessions", description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"))
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 100, 1000, 10_000])
-    parser.add_argument("--tuned", type=int, default=1000)
-    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="a bundle's folder (default: %(default)s)")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 100, 1000, 10_000], help="that are open (default: %(default)s)")
+    parser.add_argument("--tuned", type=int, default=1000, help="of them that act by weights of their own, at most (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=4, help="of one row (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them here")
     options = parser.parse_args()

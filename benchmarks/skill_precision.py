@@ -42,12 +42,14 @@ def gradient_step(config: TrainingConfig, windows: SkillWindows) -> Callable[[],
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", default="kitchen", help="a preset or a TOML file; its sizes of networks and batch")
+    parser = argparse.ArgumentParser("python -m benchmarks.skill_precision", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--config", default="kitchen", help="a preset or a TOML file; its sizes of networks and batch (default: %(default)s)"
+    )
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="e.g. --set skills.batch=512")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=15, help="of a step in each precision (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     configs = [load_config(options.config, [*options.overrides, f"skills.precision={precision}"]) for precision in PRECISIONS]

@@ -42,11 +42,11 @@ def seconds(work: Callable[[], object], steps: int) -> float:
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"))
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 5, 10, 30])
-    parser.add_argument("--steps", type=int, default=5, help="gradient steps a turn")
-    parser.add_argument("--turns", type=int, default=5)
+    parser = argparse.ArgumentParser("python -m benchmarks.stacked_finetuning", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/maze"), help="a bundle's folder (default: %(default)s)")
+    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 5, 10, 30], help="that learn side by side (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="gradient steps a turn (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| sessions | loop, ms a step and session | stacked, ms a step and session | ratio |\n|---|---|---|---|")

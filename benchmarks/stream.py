@@ -218,10 +218,12 @@ def figures(times: dict[str, list[list[float]]], baseline: str) -> dict[str, dic
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=BUNDLE)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.stream", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bundle", type=Path, default=BUNDLE, help="a bundle's folder (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="of a block of calls for each way (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     with ExitStack() as stack:
         echo_url, url = stack.enter_context(echo_server()), stack.enter_context(service(options.bundle))

@@ -1,15 +1,31 @@
 """The Redis of a service, for commands that run beside it or without it."""
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from service.errors import StartupError
 from service.redis_server import EmbeddedRedis, socket_of
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from service.storage import connect
+
+
+def data_dir_option() -> argparse.ArgumentParser:
+    """``--data-dir``, as a parent of a command's parser and of its subcommands': it may stand before or after their names."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--data-dir", type=Path, default=argparse.SUPPRESS, help="where the embedded Redis keeps its data; default .skillet"
+    )
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings that say where Redis is. Raises StartupError."""
+    return read_settings(**({"data_dir": options.data_dir} if "data_dir" in options else {}))
 
 
 @contextmanager

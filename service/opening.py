@@ -66,6 +66,7 @@ def _offered(wanted: Exploration, manifest: Manifest) -> Exploration:
             f"bundle {manifest.name} offers no exploration {wanted.value!r}",
             expected=offered,
             received=wanted.value,
-            action="Choose one of those, or serve a bundle with a reward decoder (python -m training belief).",
+            action="Choose one of those, or serve a bundle that offers it: `python -m training belief` makes what `belief` takes, and with "
+            "belief.dynamics_updates what `novelty` takes.",
         )
     return wanted

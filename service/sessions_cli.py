@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from service import views
 from service.app import load_bundles
 from service.errors import StartupError
-from service.open_redis import redis_of
+from service.open_redis import data_dir_option, redis_of, settings_of
 from service.policies import MetaPolicy, Networks
 from service.replay import Policies, replay
 from service.session_log import Acted, Began, Event, Reported, Rewarded, read_log
@@ -27,25 +27,24 @@ from training.contract.errors import SkilletError
 
 def main(arguments: list[str]) -> int:
     """Run one command. Returns the exit code: 1 when a replay found differences, 2 for an error, which it says in one line."""
-    parser = argparse.ArgumentParser("python -m service sessions", description=__doc__)
-    parser.add_argument("--data-dir", type=Path, help="where the embedded Redis keeps its data; default .skillet")
+    redis = data_dir_option()
+    parser = argparse.ArgumentParser("python -m service sessions", description=__doc__, parents=[redis])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("ls", help="list the sessions, newest first")
+    commands.add_parser("ls", parents=[redis], help="list the sessions, newest first")
     for name, what in (("show", "print a session as JSON"), ("delete", "close a session and remove everything of it")):
-        commands.add_parser(name, help=what).add_argument("session_id")
-    again = commands.add_parser("replay", help="act again in every logged state, and tell where the actions differ")
+        commands.add_parser(name, parents=[redis], help=what).add_argument("session_id")
+    again = commands.add_parser("replay", parents=[redis], help="act again in every logged state, and tell where the actions differ")
     again.add_argument("session_id")
     again.add_argument("--bundle", type=Path, required=True, help="the session's bundle, or another one for the same robot")
-    export = commands.add_parser("export", help="write the completed episodes of a session's log as a Minari dataset")
+    export = commands.add_parser("export", parents=[redis], help="write the completed episodes of a session's log as a Minari dataset")
     export.add_argument("session_id")
     export.add_argument(
         "--dataset", required=True, help="Minari id, such as robots/night-v0; lands in MINARI_DATASETS_PATH, without it in data/minari"
     )
     options = parser.parse_args(arguments)
-    settings = Settings(**({"data_dir": options.data_dir} if options.data_dir else {}))
     try:
-        with redis_of(settings) as redis:
-            return _COMMANDS[options.command](SessionStore(redis), options)
+        with redis_of(settings_of(options)) as client:
+            return _COMMANDS[options.command](SessionStore(client), options)
     except (SkilletError, RedisError) as error:
         sys.stderr.write(f"skillet: {error}\n")
         return 2

@@ -1,11 +1,14 @@
 """Settings of the service: read once, from the environment (prefix ``SKILLET_``) and the command line."""
 
+import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from service.errors import StartupError
 from service.logs import LogFormat, LogLevel
 
 
@@ -30,7 +33,7 @@ class Settings(BaseSettings):
     standby_workers: int = Field(default=1, ge=0, description="loaded API processes that take over when one that serves dies")
     durability: Literal["second", "strict"] = Field(
         default="second",
-        description="what a power loss may take of what was acknowledged: the last second, or (strict) nothing",
+        description="what a power loss may take of what was acknowledged: the last second or two, or (strict) nothing",
     )
     learners: int = Field(default=1, ge=0, description="learner processes started beside the API")
     envelope: bool = Field(default=True, description="hold actions inside the bundles' safety envelopes, not only their specs' limits")
@@ -57,3 +60,16 @@ class Settings(BaseSettings):
     slice_updates: int = Field(default=50, gt=0, description="gradient steps that a learner makes before it looks up")
     checkpoint_interval_s: float = Field(default=10.0, ge=0, description="time between two checkpoints while a job runs")
     active_sessions: int = Field(default=16, gt=0, description="fine-tuned sessions that a learner holds in memory")
+
+
+def read_settings(**given: Any) -> Settings:
+    """What is given, over what the environment sets. Raises StartupError for a value that does not fit."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StartupError(f"setting {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
+    except SettingsError as error:  # a variable that holds no JSON; its message names the field alone
+        variable = next((f"SKILLET_{name.upper()}" for name in re.findall(r'field "(\w+)"', str(error))), "a variable")
+        received = os.environ.get(variable)
+        raise StartupError(f'{variable}: expected a JSON list, such as ["bundles/maze"], got {received!r}') from error

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -26,7 +26,7 @@ from service.metrics_files import METRICS_DIR
 from service.processes import Supervised, bound, stop_all
 from service.reaper import Reaper
 from service.redis_server import EmbeddedRedis
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from service.storage import connect
 from training.contract.bundle import Bundle
 from training.contract.errors import SkilletError
@@ -39,16 +39,16 @@ def main(arguments: list[str] | None = None) -> int:
     if words[:1] == ["sessions"]:
         from service.sessions_cli import main as sessions
 
-        return sessions(words[1:])
+        return _printing(sessions, words[1:])
     if words[:1] == ["tokens"]:
         from service.tokens_cli import main as tokens
 
-        return tokens(words[1:])
+        return _printing(tokens, words[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
         with ExitStack() as stack:
-            settings = read_settings(arguments)
+            settings = settings_of(arguments)
             set_up_logs(settings.log_format, settings.log_level)
             _serve(settings, stack)
     except SkilletError as error:
@@ -57,7 +57,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def read_settings(arguments: list[str] | None) -> Settings:
+def _printing(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command that prints. Whoever reads it may have seen enough before its end (``| head``)."""
+    try:
+        code = command(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it ends
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def settings_of(arguments: list[str] | None) -> Settings:
     """Settings from the environment, overridden by the command line. Raises StartupError for a value that does not fit."""
     parser = argparse.ArgumentParser("python -m service", description="Serve adapting policies.")
     parser.add_argument("--bundle", dest="bundles", action="append", type=Path, help="bundle directory; may be given again")
@@ -74,12 +85,7 @@ def read_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--workers", type=int, help="API processes that serve; default 1")
     parser.add_argument("--learners", type=int, help="learner processes; default 1")
     parser.add_argument("--no-learner", dest="learners", action="store_const", const=0, help="start no learner")
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise StartupError(f"setting {first['loc'][0]}: {first['msg']}, got {first['input']!r}") from error
+    return read_settings(**{name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None})
 
 
 def _serve(settings: Settings, stack: ExitStack) -> None:

@@ -3,14 +3,12 @@
 import argparse
 import sys
 import time
-from pathlib import Path
 
 from redis.exceptions import RedisError
 
 from service.errors import ServiceError
-from service.open_redis import redis_of
+from service.open_redis import data_dir_option, redis_of, settings_of
 from service.roles import Role
-from service.settings import Settings
 from service.tokens import TokenStore
 from service.views import timestamp
 from training.contract.errors import SkilletError
@@ -18,20 +16,20 @@ from training.contract.errors import SkilletError
 
 def main(arguments: list[str]) -> int:
     """Run one command. Returns the exit code: 2 for an error, which it says in one line."""
-    parser = argparse.ArgumentParser("python -m service tokens", description=__doc__)
-    parser.add_argument("--data-dir", type=Path, help="where the embedded Redis keeps its data; default .skillet")
+    redis = data_dir_option()
+    parser = argparse.ArgumentParser("python -m service tokens", description=__doc__, parents=[redis])
     commands = parser.add_subparsers(dest="command", required=True)
-    create = commands.add_parser("create", help="make a token and print it, this once")
+    create = commands.add_parser("create", parents=[redis], help="make a token and print it, this once")
     create.add_argument("--role", type=Role, choices=list(Role), required=True, help="docs/security.md says which may do what")
     create.add_argument("--name", required=True, help="of the robot or person; tokens of one name own the same sessions")
     create.add_argument("--days", type=float, help="how long it is valid; default: until it is revoked")
-    commands.add_parser("ls", help="list the tokens, without their secrets")
-    commands.add_parser("revoke", help="let a token open nothing any more").add_argument("token_id", help="as ls shows it")
+    commands.add_parser("ls", parents=[redis], help="list the tokens, without their secrets")
+    revoke = commands.add_parser("revoke", parents=[redis], help="let a token open nothing any more")
+    revoke.add_argument("token_id", help="as ls shows it")
     options = parser.parse_args(arguments)
-    settings = Settings(**({"data_dir": options.data_dir} if options.data_dir else {}))
     try:
-        with redis_of(settings, make=options.command == "create") as redis:
-            _COMMANDS[options.command](TokenStore(redis), options)
+        with redis_of(settings_of(options), make=options.command == "create") as client:
+            _COMMANDS[options.command](TokenStore(client), options)
     except (SkilletError, RedisError) as error:
         action = error.action if isinstance(error, ServiceError) and error.action else ""
         sys.stderr.write(f"skillet: {error}{'; ' if action else ''}{action}\n")

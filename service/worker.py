@@ -32,7 +32,7 @@ from service.learning import LeaseLost, SessionLearner, Stores, Turn
 from service.logs import set_up_logs
 from service.policies import Networks
 from service.sessions import SessionStore
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from service.storage import connect
 from service.versions import VersionStore
 from training.contract.errors import SkilletError
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     torch.set_num_threads(1)
     try:
-        settings = Settings(**{name: value for name in ("bundles", "bundle_keys") if (value := getattr(options, name))})
+        settings = read_settings(**{name: value for name in ("bundles", "bundle_keys") if (value := getattr(options, name))})
         set_up_logs(settings.log_format, settings.log_level)
         if settings.redis_url is None:
             raise StartupError("a learner needs the Redis of its service: set SKILLET_REDIS_URL")

@@ -12,11 +12,11 @@ from training.contract.spec import MANIFEST
 
 EPILOG = """\
 A key pair, of which the first file is secret and the second goes to whoever serves the bundle:
-  openssl genpkey -algorithm ed25519 -out key.pem
-  openssl pkey -in key.pem -pubout -out key.pub.pem
+  openssl genpkey -algorithm ed25519 -out bundle-key.pem
+  openssl pkey -in bundle-key.pem -pubout -out bundle-key.pub.pem
 
 Then the service refuses bundles that are not signed:
-  python -m service --bundle DIR --bundle-key key.pub.pem
+  python -m service --bundle DIR --bundle-key bundle-key.pub.pem
 """
 
 

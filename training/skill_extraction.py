@@ -1,5 +1,6 @@
 """Stage 1: skills from reward-free data (SPiRL, Pertsch et al. 2020, equation 1; closed-loop decoder)."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from training.run_log import RunLog
 
 REPORT_STEPS = 200
 CHECKPOINT_STEPS = 2000
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 class SkillWindows:
@@ -168,3 +170,12 @@ def _updates(
         for group in learner.optimizer.param_groups:  # a cosine to zero, so that the last steps settle
             group["lr"] = learner.config.learning_rate * 0.5 * (1 + np.cos(np.pi * (step - 1) / total))
         yield step, learner.update(*windows.sample(learner.config.batch, generator), generator)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU has products in bfloat16, as far as Linux tells; True where it tells nothing."""
+    try:
+        flags = re.findall(r"^(?:flags|Features)\s*: (.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:
+        return True
+    return not flags or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[0].split())

@@ -28,7 +28,7 @@ from training.rollout import Acting, rollout
 from training.run import Run
 from training.run_log import RunLog
 from training.session_store import load_sessions, run_sessions
-from training.skill_extraction import SkillWindows, extract_skills, skill_share
+from training.skill_extraction import SkillWindows, extract_skills, multiplies_bfloat16, skill_share
 from training.statistics import bootstrap_interval, task_means
 
 PRIOR_EPISODES = 100
@@ -65,6 +65,8 @@ def skills(run: Run) -> None:
         weights = weights_by_return(
             simulator, run.domain.train_tasks, episodes, discount=discount, temperature=config.skills.return_temperature
         )
+    if config.skills.precision == "bfloat16" and run.device == "cpu" and not multiplies_bfloat16():
+        run.say("skills: this CPU only emulates products in bfloat16; skills.precision=float32 is likely ten times as fast here")
     model = extract_skills(config, episodes, *run.domain.action_limits, run.dir, run.device, weights)
     tasks = list(itertools.islice(itertools.cycle(run.domain.test_tasks), PRIOR_EPISODES))
     layout = ContextLayout(len(model.features.mean), config.skills.skill_dim)
@@ -102,7 +104,7 @@ def meta(run: Run) -> None:
 
 
 def belief(run: Run) -> None:
-    """learn the belief with which sessions explore: particles of task embeddings and a reward decoder"""
+    """learn what sessions explore with: particles of task embeddings, a reward decoder, a model of where skills lead"""
     if not run.config.belief.particles:
         run.say("belief: none is configured (belief.particles is 0)")
         return

@@ -15,8 +15,8 @@ call() { # call METHOD PATH [JSON]: shows the request and the reply, and keeps t
 # What is served.
 call GET /bundles
 
-# Open a session: 20 exploring episodes before the task is inferred. The reply's specs say what to send, with units and limits.
-call POST /sessions '{"seed": 7, "conditioning_episodes": 20}'
+# Open a session. The reply's specs say what to send, with units and limits.
+call POST /sessions '{"seed": 7}'
 session=$(printf '%s' "$reply" | sed 's/.*"session_id": *"\([^"]*\)".*/\1/')
 
 # Start an episode and ask for its first action. The maze's observation is x, y (m), vx, vy (m/s).

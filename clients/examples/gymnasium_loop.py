@@ -10,7 +10,7 @@ from clients.sdk import SkilletClient
 def main(url: str = "http://127.0.0.1:8000", *, episodes: int = 30) -> None:
     """Run episodes in a session of its own, first exploring, then adapted."""
     env = gym.make("clients.simulator:skillet/PointMaze-v0", goal=(12, 7))  # your own environment here
-    with SkilletClient(url) as client, client.open_session(conditioning_episodes=20) as session:
+    with SkilletClient(url) as client, client.open_session() as session:
         for _ in range(episodes):
             episode, total = session.start_episode(), 0.0
             observation, _ = env.reset()

@@ -159,7 +159,7 @@ class Belief(Struct, frozen=True):
 class TaskPosterior(Struct, frozen=True):
     """Newest task posterior. ``version`` is the number of skill transitions that it was inferred from.
 
-    ``belief`` is null in sessions that do not explore by one.
+    ``belief`` is null in sessions that explore neither by one nor by novelty.
     """
 
     version: int

@@ -29,7 +29,7 @@ class OpenSession(Request, frozen=True):
         Meta(description="exploring episodes before the task is inferred (K); null: as the bundle says"),
     ] = None
     exploration: Annotated[
-        Exploration | None, Meta(description="how conditioning episodes choose embeddings; null: as the bundle says")
+        Exploration | None, Meta(description="how conditioning episodes choose task embeddings or plan skills; null: as the bundle says")
     ] = None
     finetuning: bool = True
     deterministic: Annotated[bool, Meta(description="act with the mean skill instead of a drawn one")] = False

@@ -14,7 +14,7 @@ import urllib3
 import yaml
 
 from service.redis_server import EmbeddedRedis
-from service.supervisor import read_settings
+from service.settings import read_settings
 from tests.clients.servers import free_port
 from tests.faults.robots import Robot, identical, join, run_all, twins_of
 from tests.service.running import RunningService
@@ -119,5 +119,5 @@ def test_the_images_take_their_bundles_from_the_variable_since_an_argument_would
     dockerfile = Path("Dockerfile").read_text()
     (value,) = re.findall(r"SKILLET_BUNDLES='(.*)'$", dockerfile, re.MULTILINE)
     monkeypatch.setenv("SKILLET_BUNDLES", value)
-    assert read_settings([]).bundles == (Path("bundles/maze"),)
+    assert read_settings().bundles == (Path("bundles/maze"),)
     assert re.findall(r"^CMD .*$", dockerfile, re.MULTILINE) == ["CMD []"] * 2

@@ -293,6 +293,14 @@ def test_skills_that_hardly_change_what_is_done_are_told_of(fresh, capsys, monke
     assert ("lower skills.beta" in said) == warned
 
 
+@pytest.mark.parametrize(("flags", "warned"), [("sse2 avx2", True), ("avx512f avx512_bf16", False), ("", False)])
+def test_bfloat16_on_a_cpu_that_emulates_it_is_told_of(fresh, capsys, monkeypatch, tmp_path, flags, warned):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n" if flags else "processor : 0\n")
+    monkeypatch.setattr("training.skill_extraction.CPU_INFO", tmp_path / "cpuinfo")
+    assert fresh("collect") == fresh("skills", "skills.precision=bfloat16") == 0
+    assert ("emulates products in bfloat16" in capsys.readouterr().err) == warned
+
+
 def test_unfinished_skills_are_refused(finished, fresh, capsys):
     assert fresh("skills") == 0
     (fresh.run_dir / "config.json").unlink()
