@@ -49,6 +49,7 @@ class Adaptation:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task-inference")
         self._running: dict[str, tuple[tuple[int, int], asyncio.Task[Posterior]]] = {}
         self._last_started: dict[str, float] = {}
+        self._owed: dict[str, tuple[Loaded, bool]] = {}  # sessions whose newest episode nothing has followed from yet; was it tried?
 
     async def posterior(self, loaded: Loaded, networks: Networks) -> Posterior:
         """The task posterior of all context that ``loaded`` has: the stored one if it is up to date, else inferred now."""
@@ -111,14 +112,29 @@ class Adaptation:
     def context_grew(self, loaded: Loaded, changes: Changes, networks: Networks) -> None:
         """Called after a save: start inference (within an episode not too often), and queue the session once an episode completed."""
         session_id, now = loaded.session.session_id, time.monotonic()
-        if not changes.rows and not changes.late_rewards and changes.episode is None:
+        grown = changes.rows or changes.late_rewards or changes.episode is not None
+        if changes.episode is not None or (not grown and not loaded.session.episode_open):
+            self._owed[session_id] = (loaded, False)  # or told again that it ended: what follows from that may have been cut off
+        if self._owed:
+            self._follow_up()
+        if not grown:
             return
         if changes.episode is not None or now - self._last_started.get(session_id, -self._interval_s) >= self._interval_s:
             self._infer(loaded, networks)
         if changes.episode is not None:
             self._last_started.pop(session_id, None)
-            self._judge(loaded)
-            self.queue_if_due(loaded)
+
+    def _follow_up(self) -> None:
+        """Judge and queue after episodes, which are saved: a failure is not their clients', and is made up for after the next save."""
+        for session_id, (owed, tried) in list(self._owed.items()):
+            try:
+                self._judge(owed)
+                self.queue_if_due(owed, surely=tried)  # what failed may have noted a job that it did not write
+            except RedisError as error:
+                self._owed[session_id] = (owed, True)
+                _log.warning("session %s is judged and queued later: %s: %s", session_id, type(error).__name__, error)
+                return
+            del self._owed[session_id]
 
     def _judge(self, loaded: Loaded) -> None:
         """Go back when the returns under the newest versions fell, and on once they are again what they were.
@@ -147,14 +163,15 @@ class Adaptation:
                 return version
         raise AssertionError("the bundle's own policy was refused")
 
-    def queue_if_due(self, loaded: Loaded) -> None:
-        """Queue the session for a learner if it has episodes to learn from."""
+    def queue_if_due(self, loaded: Loaded, *, surely: bool = False) -> None:
+        """Queue the session for a learner if it has episodes to learn from; ``surely`` as `JobQueue.enqueue`."""
         if learning_due(loaded.session):
-            self._jobs.enqueue(loaded.keys)
+            self._jobs.enqueue(loaded.keys, surely=surely)
 
     def forget(self, session_id: str) -> None:
         """Called when a session was closed."""
         self._last_started.pop(session_id, None)
+        self._owed.pop(session_id, None)
 
     def close(self) -> None:
         """Stop the thread."""

@@ -37,7 +37,7 @@ from service.session_routes import sessions
 from service.sessions import SessionStore
 from service.settings import Settings
 from service.step_loop import StepLoop
-from service.storage import connect
+from service.storage import connect, pool_of
 from service.stream import streams
 from service.token_routes import tokens as token_routes
 from service.token_watch import TokenWatch
@@ -151,4 +151,4 @@ def _assemble(settings: Settings, redis_url: str, bundles: dict[str, Networks]) 
         doors,
         SessionCap(settings, store),
     )
-    return parts, TokenWatch(known)
+    return parts, TokenWatch(known, connect(redis_url, settings.redis_timeout_s), pool_of(redis))

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from msgspec import Struct
 
 from service import schemas
-from service.errors import InvalidRequest, ServiceError, StorageUnavailable, UnknownBundle
+from service.errors import InvalidRequest, ServiceError, UnknownBundle
 from service.openapi import documented
 from service.parts import parts_of
 from service.policies import Networks
@@ -91,9 +91,8 @@ async def live() -> Response:
 
 @inference.get("/health/ready")
 async def ready(request: Request) -> Response:
-    """The bundles are loaded and Redis answers."""
-    if not parts_of(request).store.redis.ping():
-        raise StorageUnavailable("Redis does not answer a ping", action="See to Redis.")
+    """The bundles are loaded and Redis takes writes."""
+    parts_of(request).store.check_writable()
     return reply({"ready": True})
 
 
@@ -138,8 +137,13 @@ async def infer(request: Request, model: str, version: str | None = None) -> Res
     chosen = [each.name for each in asked.outputs or ()]
     if unknown := [name for name in chosen if name not in names]:
         raise _misfit(f"the model has no output {unknown[0]}"[:200], list(names), unknown[0][:64])
-    found = dict(zip(names, await asyncio.to_thread(networks.graphs[file].run, *arrays), strict=True))
-    outputs = _outputs(found, chosen or names)
+    if len(set(chosen)) != len(chosen):
+        raise _misfit("an output is named twice", "each output once", f"{len(chosen)} names, {len(set(chosen))} different ones")
+
+    def run() -> list[dict[str, Any]]:
+        return _outputs(dict(zip(names, networks.graphs[file].run(*arrays), strict=True)), chosen or names)
+
+    outputs = await asyncio.to_thread(run)
     number = {} if asked.id is None else {"id": asked.id}
     return reply({"model_name": model, "model_version": _version(networks), **number, "outputs": outputs})
 
@@ -195,6 +199,8 @@ def _array(tensor: Tensor, shape: list[int]) -> Floats:
     )
     if not fits:
         raise _misfit(f"{name}: wrong shape", shape, tensor.shape[:8])
+    if 0 in tensor.shape:
+        raise _misfit(f"{name}: the tensor is empty", "at least one example", tensor.shape)
     if tensor.data is msgspec.UNSET:
         raise _misfit(f"{name}: no data", "JSON tensors with 'data'", sorted(tensor.parameters)[:5])
     values = _flat(tensor.data, name, tensor.shape)

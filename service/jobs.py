@@ -108,8 +108,8 @@ class JobQueue:
         self._claimed = redis.register_script(_CLAIMED)
         self._begin = redis.register_script(_BEGIN)
 
-    def enqueue(self, keys: SessionKeys) -> str:
-        """Queue the session; if it waits already, that is the same job. Returns the job's token.
+    def enqueue(self, keys: SessionKeys, *, surely: bool = False) -> str:
+        """Queue the session; if it waits already, that is the same job. Returns the job's token. ``surely``: write the job in any case.
 
         The session learns that a job waits *before* the job can be taken: the other way round, a learner that is faster than this process
         clears the note before it is written, and the session would wait for ever. The two keys lie in different slots of a cluster, so one
@@ -117,8 +117,8 @@ class JobQueue:
         """
         token = uuid.uuid4().hex
         reserved = cast(bytes, self._reserve(keys=[keys.finetuning, keys.session], args=[token, STALE_JOB_S])).decode()
-        if reserved == token:
-            self.redis.xadd(JOBS, {"job": msgspec.json.encode(Job(keys.session_id, token))})
+        if surely or reserved == token:
+            self.redis.xadd(JOBS, {"job": msgspec.json.encode(Job(keys.session_id, reserved))})
         return reserved
 
     def open(self) -> None:

@@ -23,6 +23,7 @@
 | ``skillet:creation:{HASH}`` | string | which session an ``Idempotency-Key`` created; for a day                       | API          |
 | ``skillet:counters``        | hash   | totals of what learners and the reaper did, for /metrics                     | both         |
 | ``skillet:reaper``          | string | there while expired sessions have been looked for lately                     | service      |
+| ``skillet:writable``        | string | never there: whether it could be written is what /readyz asks                | API          |
 """
 
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ JOBS: Final = "skillet:jobs"
 LEARNERS: Final = "learners"
 COUNTERS: Final = "skillet:counters"
 REAPER: Final = "skillet:reaper"
+WRITABLE: Final = "skillet:writable"
 TOKENS: Final = "skillet:tokens"
 TOKENS_VERSION: Final = "skillet:tokens:version"
 FIRST_TOKEN: Final = "skillet:tokens:first"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
+from service.schemas import LARGEST_REWARD
 
 _DTYPE: Final = re.compile(r"[<>|=]?(f[248]|[iu][1248]|b1)")
 _MOST_DIMENSIONS: Final = 32
@@ -51,11 +52,11 @@ def vector(value: Any, name: str) -> list[float]:
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number, of Python's or numpy's. Raises InvalidRequest."""
+    """A reward, as Python's number or numpy's. Raises InvalidRequest."""
     if isinstance(value, dict):
         value = _scalar(value, name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
-        raise misfit(name, "a finite number", repr(value)[:40])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_REWARD:
+        raise misfit(name, f"a number of at most {LARGEST_REWARD:g} either way", repr(value)[:40])
     return float(value)
 
 

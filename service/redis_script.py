@@ -5,11 +5,14 @@ The connection is redis-py's: address, password, TLS and timeouts are its own.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import hiredis
 from redis import Redis
-from redis.exceptions import ConnectionError, NoScriptError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, NoScriptError, RedisError, ResponseError
+
+from service.storage import pool_of
 
 _ATTEMPTS: Final = 2  # as `storage.connect`: once more when a connection turns out to be dead
 ScriptCall = tuple[Sequence[str], Sequence[bytes | int]]
@@ -40,16 +43,21 @@ class RedisScript:
         """
         if not calls:
             return list
-        if self._unanswered:  # whoever sent the last calls did not wait: their answers must not be taken for those of these
-            self._connection.disconnect()
+        if self._unanswered and self._connection is not None:
+            self._connection.disconnect()  # nobody waited for the last answers: they must not be taken for those of these calls
         self._unanswered = True
         commands: list[Any] = [("EVALSHA", self._sha, len(keys), *keys, *args) for keys, args in calls]
         packed = b"".join([hiredis.pack_command(command) for command in commands])
         try:
             self._transmit(packed)
-        except (ConnectionError, TimeoutError):
-            return lambda: self._answers(packed, len(calls), sent=False)
+        except RedisError as error:
+            return partial(self._again, error, packed, len(calls))
         return lambda: self._answers(packed, len(calls), sent=True)
+
+    def _again(self, error: RedisError, packed: bytes, count: int) -> list[Any]:
+        if not isinstance(error, ConnectionError):
+            raise error
+        return self._answers(packed, count, sent=False)
 
     def _answers(self, packed: bytes, count: int, *, sent: bool) -> list[Any]:
         answers = self._read(packed, count, sent=sent)
@@ -68,12 +76,13 @@ class RedisScript:
                 if not sent or attempt > 1:
                     self._transmit(packed)
                 return [self._answer() for _ in range(count)]
-            except (ConnectionError, TimeoutError):
+            except ConnectionError:
                 if attempt == _ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
 
     def _transmit(self, packed: bytes) -> None:
+        pool_of(self._redis).check()
         if self._connection is None:
             self._connection = self._redis.connection_pool.get_connection()
         self._connection.send_packed_command([packed], check_health=False)  # connects if need be

@@ -14,7 +14,7 @@ import numpy as np
 from redis import Redis
 
 from service.errors import InvalidRequest, UnknownSession
-from service.keys import KNOWN_EXTRA_MS, SESSIONS, SessionKeys, owned
+from service.keys import KNOWN_EXTRA_MS, SESSIONS, WRITABLE, SessionKeys, owned
 from service.redis_script import RedisScript
 from service.session_errors import SessionClosed, SessionExpired
 from service.session_log import KEPT_SAVES, pack
@@ -71,9 +71,14 @@ class SessionStore:
         self.redis = redis
         self._save = RedisScript(redis, _SAVE)
         self._save_task = redis.register_script(_SAVE_TASK)
+        self._write_nothing = redis.register_script("redis.call('SET', KEYS[1], '') redis.call('DEL', KEYS[1])")
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Session)
         self._saved: dict[str, tuple[bytes, int]] = {}  # by session id, oldest first: bytes and current version as last saved here
+
+    def check_writable(self) -> None:
+        """Whether Redis would take what a session brings: a full disk or memory, and a replica, answer a ping."""
+        self._write_nothing(keys=[WRITABLE])
 
     def create(self, session: Session) -> Loaded:
         """Store a new session; one of this id that is there already stays as it is."""

@@ -1,10 +1,12 @@
-"""Keeps what an API process knows of the tokens fresh, beside its event loop."""
+"""Keeps what an API process knows of the tokens fresh, and of whether Redis hangs, beside its event loop."""
 
 import threading
 from typing import Final
 
-from redis.exceptions import RedisError
+from redis import Redis
+from redis.exceptions import RedisError, TimeoutError
 
+from service.storage import WatchedPool
 from service.tokens import KnownTokens
 
 INTERVAL_S: Final = 0.5
@@ -12,10 +14,14 @@ INTERVAL_S: Final = 0.5
 
 
 class TokenWatch:
-    """A thread that looks for changed tokens. While Redis does not answer, look-ups find that out by themselves."""
+    """A thread that looks for changed tokens.
 
-    def __init__(self, tokens: KnownTokens, interval_s: float = INTERVAL_S) -> None:
-        self._tokens, self._interval_s = tokens, interval_s
+    It asks Redis by a client of its own first. While that gets no answer in time, ``pool`` refuses its callers at once; other failures
+    they find out by themselves, and as soon.
+    """
+
+    def __init__(self, tokens: KnownTokens, redis: "Redis", pool: WatchedPool, interval_s: float = INTERVAL_S) -> None:
+        self._tokens, self._redis, self._pool, self._interval_s = tokens, redis, pool, interval_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="tokens", daemon=True)
 
@@ -27,10 +33,15 @@ class TokenWatch:
         """Stop, and wait until it has."""
         self._stopping.set()
         self._thread.join()
+        self._redis.close()
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._interval_s):
             try:
+                self._redis.ping()
+                self._pool.hangs = False
                 self._tokens.refresh()
+            except TimeoutError:
+                self._pool.hangs = True
             except RedisError:
-                continue
+                self._pool.hangs = False

@@ -25,7 +25,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service.app import load_bundles
-from service.errors import ServiceError, StartupError
+from service.errors import PolicyOutputInvalid, ServiceError, StartupError
 from service.jobs import MAX_ATTEMPTS, Claim, JobQueue, Lease
 from service.keys import SessionKeys
 from service.learning import LeaseLost, SessionLearner, Stores, Turn
@@ -198,14 +198,13 @@ class Worker:
         except LeaseLost:
             self._renewed_at = -math.inf  # the next turn finds out whether it only ran out, or another learner has the session
             return Turn.INTERRUPTED
-        except ServiceError:
-            self._learners.pop(job.learner.session_id, None)
-            return Turn.CAUGHT_UP
         except RedisError:
             raise
         except Exception as error:
-            _log.exception("fine-tuning of session %s failed", job.learner.session_id)
             self._learners.pop(job.learner.session_id, None)
+            if isinstance(error, ServiceError) and not isinstance(error, PolicyOutputInvalid):
+                return Turn.CAUGHT_UP  # the session went away
+            _log.exception("fine-tuning of session %s failed", job.learner.session_id)
             self._fail(job, f"{type(error).__name__}: {error}"[:300])
             return Turn.CAUGHT_UP
 

@@ -32,6 +32,7 @@ from service.schemas.replies import (
     VersionStatus,
 )
 from service.schemas.requests import (
+    LARGEST_REWARD,
     Act,
     ActMany,
     ActOf,
@@ -57,6 +58,7 @@ from service.schemas.requests import (
 )
 
 __all__ = [
+    "LARGEST_REWARD",
     "Act",
     "ActMany",
     "ActOf",

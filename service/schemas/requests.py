@@ -1,6 +1,6 @@
 """Bodies that clients send."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -12,7 +12,10 @@ Seed = Annotated[int, Meta(ge=0, le=2**53, description="all of the session's ran
 Promotion = Literal["automatic", "manual"]
 LearningState = Literal["idle", "queued", "running", "paused", "failed"]
 Vector = Annotated[list[float], Meta(description="numbers in the order of the bundle's specs", examples=[[0.1, -0.2, 0.0, 0.3]])]
-Reward = Annotated[float, Meta(ge=-1e30, le=1e30, examples=[0.0])]
+LARGEST_REWARD: Final = 1e9
+"""What networks of float32 make of larger ones is not finite any more."""
+
+Reward = Annotated[float, Meta(ge=-LARGEST_REWARD, le=LARGEST_REWARD, examples=[0.0])]
 
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True):

@@ -114,6 +114,7 @@ BAD = {
     "an integer above every float": [STATE, {**SKILL, "data": [10**400, 0, 0]}],
     "two batches": [STATE, tensor("skill", [[0.1, 0.2, 0.3]] * 2)],
     "an empty batch": [{**STATE, "shape": [0, 4], "data": []}, {**SKILL, "shape": [0, 3], "data": []}],
+    "an empty batch of a width that no memory holds": [{**STATE, "shape": [0, 2**62], "data": []}, {**SKILL, "shape": [0, 3], "data": []}],
     "no data": [STATE, {key: value for key, value in SKILL.items() if key != "data"}],
     "no tensors": [1, 2],
 }
@@ -126,6 +127,11 @@ def test_requests_that_do_not_fit_get_400_and_an_error_that_says_why(api, name):
     document = refused.json()
     assert (document["code"], document["status"]) == ("invalid_request", 400)
     assert document["error"] == document["detail"]
+
+
+def test_an_output_that_is_asked_for_again_and_again_is_refused(api):
+    refused = infer(api, STATE, SKILL, outputs=[{"name": "action"}] * 1000)
+    assert (refused.status_code, refused.json()["expected"]) == (400, "each output once")
 
 
 def test_inputs_for_which_a_graph_gives_numbers_that_are_not_finite_are_refused(api, tiny_networks, monkeypatch):

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from redis.exceptions import ConnectionError
 
+from service.errors import PolicyOutputInvalid
+from service.learning import SessionLearner, Turn
 from service.policies import Networks
 from service.session_routes import pause_s
 from service.settings import Settings
-from tests.conftest import Driver
+from tests.conftest import Driver, state, transition
 from tests.service.learners import ready_to_learn, same, stored_weights, work_off, worker
 from training.finetuning import Finetuner
 
@@ -267,3 +270,49 @@ def test_a_job_that_was_lost_is_queued_again_when_somebody_asks(api: TestClient,
     assert driver.get("/finetuning")["episodes_learned"] == 0
     work_off(worker(settings, tiny_networks))
     assert driver.get("/finetuning")["episodes_learned"] == 1
+
+
+@pytest.mark.parametrize("lost", ["the note", "the job"])
+def test_a_job_that_cannot_be_queued_when_an_episode_ends_is_queued_with_the_next_save(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    driver, jobs = Driver(api, conditioning_episodes=1), api.app.state.parts.adaptation._jobs
+    with monkeypatch.context() as patch:
+        patch.setattr(*((jobs, "_reserve") if lost == "the note" else (jobs.redis, "xadd")), unreachable)
+        driver.run_episode(final_reward=1.0)
+    assert jobs.redis.xlen("skillet:jobs") == 0
+    driver.start()
+    driver.act(1, 0, state(1, 0))
+    assert jobs.redis.xlen("skillet:jobs") == 1
+    work_off(worker(settings, tiny_networks))
+    assert driver.get("/finetuning")["episodes_learned"] == 1
+
+
+def test_an_end_that_is_told_again_queues_what_was_not_queued_the_first_time(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, parts = Driver(api, conditioning_episodes=1), api.app.state.parts
+    driver.start()
+    driver.act(0, 0, state(0, 0))
+    last = {**transition(0, 0, state(0, 1), terminated=True), "reward": 1.0}
+    with monkeypatch.context() as patch:  # as a process that dies once the end is saved
+        patch.setattr(parts.loop, "all_grew", lambda saved: None)
+        assert driver.ok(driver.post("step", **last))["episode_over"]
+    assert parts.store.redis.xlen("skillet:jobs") == 0
+    assert driver.ok(driver.post("step", **last))["replayed"]
+    assert parts.store.redis.xlen("skillet:jobs") == 1
+
+
+def test_a_policy_that_gives_no_numbers_fails_its_session_and_says_so(
+    api: TestClient, settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_finite(learner: SessionLearner) -> Turn:
+        raise PolicyOutputInvalid("the task posterior is not finite")
+
+    driver, learner = ready_to_learn(api), worker(settings, tiny_networks)
+    monkeypatch.setattr(SessionLearner, "advance", not_finite)
+    work_off(learner)
+    status = driver.get("/finetuning")
+    assert (status["state"], status["error"]) == ("failed", "PolicyOutputInvalid: the task posterior is not finite")
+
+
+def unreachable(*_: Any, **__: Any) -> Any:
+    raise ConnectionError("the connection to Redis is gone")

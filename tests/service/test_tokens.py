@@ -18,7 +18,7 @@ from service.policies import Networks
 from service.roles import Role
 from service.sessions import new_session_id
 from service.settings import Settings
-from service.storage import connect
+from service.storage import connect, pool_of
 from service.token_watch import TokenWatch
 from service.tokens import KnownTokens, TokenStore
 from tests.conftest import Driver
@@ -106,10 +106,12 @@ def test_what_is_known_is_read_again_before_it_is_used_stale(tokens: TokenStore)
         known.find(text)
 
 
-def test_the_watch_notices_a_revocation_by_itself(tokens: TokenStore) -> None:
+def test_the_watch_notices_a_revocation_by_itself(settings: Settings, tokens: TokenStore) -> None:
     known, (token, text) = KnownTokens(tokens, stale_after_s=1e9), tokens.create(Role.ROBOT, "arm")
     known.refresh()
-    watch, looked = TokenWatch(known, interval_s=0.01), threading.Event()
+    assert settings.redis_url is not None
+    redis = connect(settings.redis_url, 2.0)
+    watch, looked = TokenWatch(known, redis, pool_of(redis), interval_s=0.01), threading.Event()
     watch.start()
     tokens.revoke(token.token_id)
     deadline = time.monotonic() + 20
