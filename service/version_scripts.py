@@ -67,7 +67,8 @@ else
   redis.call('HDEL', KEYS[3], 'fallback')
 end
 redis.call('RPUSH', KEYS[4], ARGV[2])
-for i = 3, 4 do redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[1])) end
+for i = 5, #ARGV, 2 do redis.call('HSET', KEYS[5], ARGV[i], ARGV[i + 1]) end
+for i = 3, 5 do redis.call('PEXPIRE', KEYS[i], redis.call('PTTL', KEYS[1])) end
 return 1
 """
 

@@ -9,7 +9,7 @@ once its returns are what they were.
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 from redis import Redis
@@ -122,7 +122,8 @@ class VersionStore:
         if version is None:
             version = max(candidates, default=None)
         event = _event("approved", version or 0, "a client approved it")
-        if version not in candidates or not self._current(keys, version, event):
+        approved = [msgspec.structs.replace(candidates[version], status="published")] if version in candidates else []
+        if version is None or not approved or not self._current(keys, version, event, approved):
             kept = {int(each) for each in cast(list[bytes], self.redis.hkeys(keys.weights))}
             raise UnknownVersion(
                 "that candidate's weights are no longer kept" if version in candidates else "there is no such candidate",
@@ -130,12 +131,13 @@ class VersionStore:
                 received=version,
                 action="Name one of the candidates: GET /v1/sessions/{id}/policy.",
             )
-        approved = msgspec.structs.replace(candidates[version], status="published")
-        self.redis.hset(keys.policy, str(version), cast(str, msgspec.json.encode(approved)))
 
-    def _current(self, keys: SessionKeys, version: int, event: bytes, fallen: bytes = b"", fallback: bytes = b"") -> bool:
-        names = [keys.session, keys.weights, keys.finetuning, keys.history]
-        return bool(self._make_current(keys=names, args=[version, event, fallen, fallback]))
+    def _current(
+        self, keys: SessionKeys, version: int, event: bytes, changed: list[PolicyVersion], fallen: bytes = b"", fallback: bytes = b""
+    ) -> bool:
+        names = [keys.session, keys.weights, keys.finetuning, keys.history, keys.policy]
+        records = [part for record in changed for part in (record.version, msgspec.json.encode(record))]
+        return bool(self._make_current(keys=names, args=[version, event, fallen, fallback, *records]))
 
     def roll_back(self, keys: SessionKeys, version: int | None, current: int, reason: str, fallback: Fallback | None = None) -> None:
         """Make ``version`` (None: the published one before ``current``) the current one and pause fine-tuning.
@@ -153,9 +155,7 @@ class VersionStore:
             raise self._unknown(keys, version, current)
         fallen = [*self.falls(keys)[1], *([Fallen(version + 1, current)] if version < current else [])]
         event, resumes = _event("rolled_back_to", version, reason), b"" if fallback is None else msgspec.json.encode(fallback)
-        if not self._current(keys, version, event, msgspec.json.encode(fallen), resumes):
-            raise self._unknown(keys, version, current)
-        changed: dict[Any, Any] = {}
+        changed = []
         for record in records:
             status: VersionStatus | None = None
             if record.version > version and record.status == "published":
@@ -163,9 +163,9 @@ class VersionStore:
             elif record.version == version and record.status == "rolled_back":
                 status = "published"
             if status is not None:
-                changed[str(record.version)] = msgspec.json.encode(msgspec.structs.replace(record, status=status))
-        if changed:
-            self.redis.hset(keys.policy, mapping=changed)
+                changed.append(msgspec.structs.replace(record, status=status))
+        if not self._current(keys, version, event, changed, msgspec.json.encode(fallen), resumes):
+            raise self._unknown(keys, version, current)
 
     def weights(self, keys: SessionKeys, version: int) -> PolicyWeights | None:
         """The weights of a version; None when they are gone."""
