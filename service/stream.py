@@ -118,7 +118,7 @@ class _Conversation:
             if not isinstance(frame, frames.StepFrame | frames.ActFrame):
                 return False
             method, path = _AS_REST[type(frame)]
-            self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(session_id))
+            self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(session_id), noted)
             deadline = self._deadline(session_id, frame, noted)
         except Exception:  # whatever it is: the frame gets its problem where all do
             self._direct.go_around(data, noted)
@@ -147,7 +147,7 @@ class _Conversation:
         session_id = self._session_id
         method, path = _AS_REST[type(frame)]
         named = frame.session_id if isinstance(frame, frames.Attach) else session_id
-        self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(named))
+        self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(named), noted)
         if session_id is None or isinstance(frame, frames.Open | frames.Attach):
             return self._begin(frame)
         loop, metrics = self._parts.loop, self._parts.metrics

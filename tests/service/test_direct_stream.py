@@ -149,6 +149,17 @@ def test_a_frame_that_was_on_its_way_for_longer_than_any_is_late_too(stream: Cli
     assert len(short) == 4
 
 
+def test_a_frame_that_goes_around_counts_once(settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = settings.model_copy(update={"requests_per_s": 10.0})  # 20 at once
+    app, now = create_app(limited, {"tiny": tiny_networks}), time.monotonic()
+    monkeypatch.setattr(app.state.parts.doors._rates, "_clock", lambda: now)
+    with served(app, limited) as (port, _), connect(f"ws://127.0.0.1:{port}/v1/stream", compression=None) as stream:
+        begun(stream)  # after the handshake two more
+        tries = [act(1, 7), act(2, deadline_ms=1e-6), act(3)]
+        statuses = [ask(stream, data)["status"] for data in 6 * tries]
+    assert statuses == [*5 * [409, 409, 200], 409, 409, 429]
+
+
 def test_a_session_that_was_changed_or_closed_elsewhere_is_read_again(stream: ClientConnection, long_api: TestClient) -> None:
     path = f"/v1/sessions/{begun(stream)}"
     ask(stream, act(1))
