@@ -10,11 +10,12 @@ could be.
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from fastapi import Request
+from starlette.types import Scope
 
 from service.errors import InvalidRequest
 from service.framing import headers
@@ -24,6 +25,7 @@ _WINDOW_MS: Final = 30_000.0  # clocks drift apart by some milliseconds a minute
 _ANOTHER_CLOCK_MS: Final = 60_000.0  # no request that is on its way for so long is answered: whoever sent it has given up
 _AGREE_MS: Final = 50.0
 _REMEMBERED: Final = 4096
+_DEADLINE: Final = "skillet.deadline"
 _BUDGET: Final = b"skillet-deadline-ms"
 _SENT: Final = b"skillet-sent-ms"
 
@@ -76,22 +78,31 @@ class Deadlines:
 
         Raises InvalidRequest for headers that are no numbers.
         """
-        return self.given(headers(request.scope), session_id, arrived_ms)
+        return self.given(request.scope, session_id, arrived_ms)
 
-    def given(self, found: Mapping[bytes, bytes], session_id: str, arrived_ms: float | None = None) -> Deadline | None:
-        """`read`, of headers by lower-case name."""
+    def given(self, scope: Scope, session_id: str, arrived_ms: float | None = None) -> Deadline | None:
+        """`read`, of a request's scope."""
+        found = headers(scope)
         budget = found.get(_BUDGET)
         if budget is None:
             return None
         sent = found.get(_SENT)
         sent_ms = None if sent is None else _number(sent, "Skillet-Sent-Ms", signed=True)
-        return self.of(session_id, _number(budget, "Skillet-Deadline-Ms"), sent_ms, arrived_ms)
+        return self.of(scope, session_id, _number(budget, "Skillet-Deadline-Ms"), sent_ms, arrived_ms)
 
-    def of(self, session_id: str, budget_ms: float, sent_ms: float | None, arrived_ms: float | None = None) -> Deadline:
-        """The deadline of a request that came at ``arrived_ms`` (None: now), has ``budget_ms`` from when it was sent, at ``sent_ms``."""
-        arrived_ms = self.clock_ms() if arrived_ms is None else arrived_ms
-        way_ms = 0.0 if sent_ms is None else self._delay_ms(session_id, arrived_ms, sent_ms)
-        return Deadline(arrived_ms - way_ms + budget_ms, budget_ms, self.clock_ms)
+    def of(
+        self, noted: MutableMapping[str, Any], session_id: str, budget_ms: float, sent_ms: float | None, arrived_ms: float | None = None
+    ) -> Deadline:
+        """The deadline of a request that came at ``arrived_ms`` (None: now), has ``budget_ms`` from when it was sent, at ``sent_ms``.
+
+        It is kept in ``noted``, and taken from there where the same request is read again: counted twice, it would agree with itself.
+        """
+        deadline: Deadline | None = noted.get(_DEADLINE)
+        if deadline is None:
+            arrived_ms = self.clock_ms() if arrived_ms is None else arrived_ms
+            way_ms = 0.0 if sent_ms is None else self._delay_ms(session_id, arrived_ms, sent_ms)
+            deadline = noted[_DEADLINE] = Deadline(arrived_ms - way_ms + budget_ms, budget_ms, self.clock_ms)
+        return deadline
 
     def _delay_ms(self, session_id: str, arrived_ms: float, sent_ms: float) -> float:
         difference = arrived_ms - sent_ms

@@ -54,6 +54,7 @@ class DirectHttp(LimitedHttpProtocol):
         self._underway = False
         self._came_meanwhile = b""
         self._closing = False
+        self._scope: dict[str, Any] = {}  # of the request that may go around: what was noted there must not be done again
         self._answered_at = 0.0  # by the loop's clock
         self._defaults: tuple[object, bytes] = (None, b"")
 
@@ -75,6 +76,8 @@ class DirectHttp(LimitedHttpProtocol):
         """Of uvicorn's parser: it has the beginning of a request."""
         self._between_messages = False
         super().on_message_begin()
+        self.scope = cast(Any, {**self._scope, **self.scope})
+        self._scope = {}
 
     def on_message_complete(self) -> None:
         """Of uvicorn's parser: it has the end."""
@@ -93,6 +96,7 @@ class DirectHttp(LimitedHttpProtocol):
         if not self.transport.is_closing():
             closing = b"connection: close\r\n" if self._closing else b""
             self.transport.write(b"".join((b"HTTP/1.1 200 OK\r\n", self._default_headers(), head, closing, b"\r\n", body)))
+        self._scope = {}
         self.server_state.total_requests += 1
         self._answered_at = self.loop.time()
         if self.timeout_keep_alive_task is None:
@@ -129,12 +133,13 @@ class DirectHttp(LimitedHttpProtocol):
             return None
         asked, session, call, headers, body = found
         parts, session_id = lane.parts, session.decode()
+        scope = self._scope = {"method": "POST", "path": asked[5:].decode(), "headers": headers.items(), "skillet.headers": headers}
         try:
-            parts.doors.enter({"method": "POST", "path": asked[5:].decode(), "headers": headers.items(), "skillet.headers": headers})
+            parts.doors.enter(scope)
             claimed = headers.get(DIGEST)
             if len(body) > parts.settings.max_body_bytes or (claimed is not None and claimed != digest(covered(asked, headers), body)):
                 return None
-            request, deadline = decode(body, _KINDS[call]), parts.deadlines.given(headers, session_id)
+            request, deadline = decode(body, _KINDS[call]), parts.deadlines.given(scope, session_id)
         except Exception:  # whatever it is: the application refuses it, and says why
             return None
         return _HttpCall(self, session_id, request, deadline, started, data, asked, headers)

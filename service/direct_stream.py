@@ -73,10 +73,10 @@ class DirectStream(WebSocketsSansIOProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()))
         self._go_on()
 
-    def go_around(self, data: bytes) -> None:
-        """Let the application have a message after all."""
+    def go_around(self, data: bytes, noted: dict[str, Any]) -> None:
+        """Let the application have a message after all, with what was noted of it: that must not be done again."""
         if not self.disconnected:
-            self.queue.put_nowait({"type": "websocket.receive", "bytes": data})
+            self.queue.put_nowait(cast(Any, {**noted, "type": "websocket.receive", "bytes": data}))
         self._go_on()
 
     def shutdown(self) -> None:

@@ -14,9 +14,9 @@ Tokens come as ``Authorization: Bearer TOKEN``; ``Api-Key TOKEN`` is taken too, 
 import ipaddress
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from fastapi import Request, Response
 from redis.exceptions import RedisError
@@ -34,6 +34,7 @@ from service.tokens import NOBODY, KnownTokens
 
 _log = logging.getLogger(__name__)
 _CALLER: Final = "skillet.caller"
+_COUNTED: Final = "skillet.counted"
 _SCHEMES: Final = ("bearer ", "api-key ")
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:]+\]|[^:/\[\]]+)(?::\d+)?")
 
@@ -83,24 +84,29 @@ class Doors:
         if found is not None and found[0].stranger is Access.YES:
             return STRANGER
         caller = self._identify(scope)
-        self._count(caller)
+        self._count(caller, scope)
         if found is None:
             raise self._nothing_there(method, path)
         _permit(caller, *found)
         return caller
 
-    def check(self, caller: Caller, method: str, path: str) -> None:
-        """Whether ``caller``, who entered earlier, may make this call now. Raises as `enter`."""
+    def check(self, caller: Caller, method: str, path: str, noted: MutableMapping[str, Any] | None = None) -> None:
+        """Whether ``caller``, who entered earlier, may make this call now. Raises as `enter`.
+
+        A call that is checked twice on its way brings the same ``noted``, and counts once.
+        """
         if caller.token_id is not None:
             self._tokens.check(caller.token_id)
-        self._count(caller)
+        self._count(caller, {} if noted is None else noted)
         if (found := self._rules.find(method, path)) is None:
             raise self._nothing_there(method, path)
         _permit(caller, *found)
 
-    def _count(self, caller: Caller) -> None:
-        """Strangers are not counted: they could use up what is there for others."""
-        self._rates.take(None if caller.token_id is None else caller.owner)
+    def _count(self, caller: Caller, noted: MutableMapping[str, Any]) -> None:
+        """Count a call, once. Strangers are not counted: they could use up what is there for others."""
+        if _COUNTED not in noted:
+            self._rates.take(None if caller.token_id is None else caller.owner)
+            noted[_COUNTED] = True
 
     def _identify(self, scope: Scope) -> Caller:
         if self._open:

@@ -13,6 +13,7 @@ from service.errors import HeadersTooLarge, HeadTimeout, MalformedRequest, Servi
 from service.framing import new_request_id
 
 MAX_HEAD_BYTES: Final = 64 * 2**10
+_LEAST_PART: Final = 2**10  # of a body, whose head left hardly any room: in parts of a byte it would take long
 HEAD_TIMEOUT_S: Final = 20.0
 """How long a connection may take for the head of its next request once that has begun, or the first has not."""
 
@@ -34,17 +35,23 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, unless it is too much."""
-        self._beside_body += len(data)
-        super().data_received(data)
-        if self._beside_body > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(
-                HeadersTooLarge(
-                    f"the request has more than {MAX_HEAD_BYTES} bytes beside its body",
-                    expected=f"at most {MAX_HEAD_BYTES} bytes of request line, headers and chunk sizes",
-                    action="Send fewer or shorter headers, and larger chunks.",
+        """Take what came, unless it is too much: in parts, none of which can hold the end of a head that is too large."""
+        while data and not self.transport.is_closing() and self.transport.get_protocol() is self:
+            room = MAX_HEAD_BYTES - self._beside_body
+            if self._head_timer is None:  # no head is under way
+                room = max(room, _LEAST_PART)
+            part, data = data[:room], data[room:]
+            if part:
+                self._beside_body += len(part)
+                super().data_received(part)
+            if (not part or self._beside_body > MAX_HEAD_BYTES) and not self.transport.is_closing():
+                self._refuse(
+                    HeadersTooLarge(
+                        f"the request has more than {MAX_HEAD_BYTES} bytes beside its body",
+                        expected=f"at most {MAX_HEAD_BYTES} bytes of request line, headers and chunk sizes",
+                        action="Send fewer or shorter headers, and larger chunks.",
+                    )
                 )
-            )
 
     def send_400_response(self, msg: str) -> None:
         """Of uvicorn: what came is no HTTP."""
@@ -67,7 +74,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
-        self._beside_body -= len(body)
+        self._beside_body = max(self._beside_body - len(body), 0)  # less than nothing: the request began in the part that ended another
         super().on_body(body)
 
     def on_message_complete(self) -> None:

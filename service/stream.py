@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import MutableMapping
 from typing import Any, Final
 
 import msgspec
@@ -102,13 +103,14 @@ class _Conversation:
             if frame is None:
                 await self._websocket.close(UNSUPPORTED_DATA, "expected binary frames with msgpack")
                 return
-            if (code := await self._answer(frame, time.perf_counter())) is not None:
+            if (code := await self._answer(frame, message, time.perf_counter())) is not None:
                 await self._websocket.close(code)
                 return
 
     def _take(self, data: bytes) -> bool:
-        """Whether a frame will be answered the short way: an act or step that has nothing wrong with it."""
+        """Whether a frame was taken: an act or step. What is wrong with one is told by the application, which has it back at once."""
         started, session_id = time.perf_counter(), self._session_id
+        noted: dict[str, Any] = {}
         if session_id is None or not self._idle or self._direct is None or self._lane is None:
             return False
         try:
@@ -116,21 +118,22 @@ class _Conversation:
             if not isinstance(frame, frames.StepFrame | frames.ActFrame):
                 return False
             method, path = _AS_REST[type(frame)]
-            self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(session_id))
-            deadline = self._deadline(session_id, frame)
+            self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(session_id), noted)
+            deadline = self._deadline(session_id, frame, noted)
         except Exception:  # whatever it is: the frame gets its problem where all do
-            return False
-        self._lane.add(_FrameCall(self._direct, session_id, frame, deadline, started, data, digests=self._digests))
+            self._direct.go_around(data, noted)
+        else:
+            self._lane.add(_FrameCall(self._direct, session_id, frame, deadline, started, data, noted, digests=self._digests))
         return True
 
-    async def _answer(self, data: bytes, started: float) -> int | None:
+    async def _answer(self, data: bytes, noted: MutableMapping[str, Any], started: float) -> int | None:
         """Send the reply to a frame. Returns the code to close the connection with, if the frame's problem ends it."""
         frame_id, code, content = 0, None, b""
         try:
             content = frames.unsealed(data) if self._digests else data
             frame = frames.decode(content)
             frame_id = frame.id
-            status, body = await self._call(frame)
+            status, body = await self._call(frame, noted)
         except Exception as error:  # whatever it is, it is told in a frame
             frame_id = frame_id or frames.number_of(content)
             problem = self._problem(error, frame_id)
@@ -140,11 +143,11 @@ class _Conversation:
         await self._websocket.send_bytes(_reply_to(data, frame_id, status, started, body, digests=self._digests))
         return code
 
-    async def _call(self, frame: frames.AnyFrame) -> tuple[int, Any]:
+    async def _call(self, frame: frames.AnyFrame, noted: MutableMapping[str, Any]) -> tuple[int, Any]:
         session_id = self._session_id
         method, path = _AS_REST[type(frame)]
         named = frame.session_id if isinstance(frame, frames.Attach) else session_id
-        self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(named))
+        self._parts.doors.check(self._caller, method, "/v1/sessions" + path.format(named), noted)
         if session_id is None or isinstance(frame, frames.Open | frames.Attach):
             return self._begin(frame)
         loop, metrics = self._parts.loop, self._parts.metrics
@@ -152,13 +155,13 @@ class _Conversation:
         match frame:
             case frames.StepFrame():
                 with metrics.step_seconds.time():
-                    answer = await loop.step(session_id, frame.body, self._deadline(session_id, frame))
+                    answer = await loop.step(session_id, frame.body, self._deadline(session_id, frame, noted))
             case frames.ActFrame():
                 with metrics.act_seconds.time():
-                    answer = await loop.act(session_id, frame.body, self._deadline(session_id, frame))
+                    answer = await loop.act(session_id, frame.body, self._deadline(session_id, frame, noted))
             case frames.StepsFrame():
                 with metrics.step_seconds.time():
-                    answer = await loop.steps(session_id, frame.body, self._deadline(session_id, frame))
+                    answer = await loop.steps(session_id, frame.body, self._deadline(session_id, frame, noted))
             case frames.TransitionsFrame():
                 with metrics.transitions_seconds.time():
                     answer = await loop.add_transitions(session_id, frame.body)
@@ -190,8 +193,8 @@ class _Conversation:
         parts = self._parts
         return views.session_view(loaded, parts.store.task_version(loaded.keys), networks=parts.loop.networks(loaded))
 
-    def _deadline(self, session_id: str, frame: frames.Timed) -> Deadline | None:
-        return None if frame.deadline_ms is None else self._parts.deadlines.of(session_id, frame.deadline_ms, frame.sent_ms)
+    def _deadline(self, session_id: str, frame: frames.Timed, noted: MutableMapping[str, Any]) -> Deadline | None:
+        return None if frame.deadline_ms is None else self._parts.deadlines.of(noted, session_id, frame.deadline_ms, frame.sent_ms)
 
     def _problem(self, error: Exception, frame_id: int) -> ServiceError:
         problem = as_problem(error, _outages)
@@ -213,10 +216,11 @@ class _FrameCall:
         deadline: Deadline | None,
         started: float,
         data: bytes,
+        noted: dict[str, Any],
         *,
         digests: bool,
     ) -> None:
-        self._connection, self._id, self._data, self._digests = connection, frame.id, data, digests
+        self._connection, self._id, self._data, self._noted, self._digests = connection, frame.id, data, noted, digests
         self.session_id, self.request, self.deadline, self.started = session_id, frame.body, deadline, started
         self._body = msgspec.Raw()
 
@@ -230,7 +234,7 @@ class _FrameCall:
 
     def go_around(self) -> None:
         """As it came."""
-        self._connection.go_around(self._data)
+        self._connection.go_around(self._data, self._noted)
 
 
 def _reply_to(data: bytes, frame_id: int, status: int, started: float, body: Any, *, digests: bool) -> bytes:

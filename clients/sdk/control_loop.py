@@ -28,7 +28,6 @@ from clients.sdk.errors import (
     EpisodeState,
     RequestTimeout,
     ServiceFailed,
-    SkilletError,
     TooMany,
     UnexpectedReply,
 )
@@ -129,7 +128,7 @@ class ControlLoop:
         self._deadline_s = session.specs.control_period_s if deadline_s is None else deadline_s
         self._start_timeout_s = start_timeout_s
         self.counts = LoopCounts()
-        self.error: SkilletError | None = None  # what the service refused: raised by the next call
+        self.error: Exception | None = None  # what the service refused, or the worker failed with: raised by the next call
         self._last: Floats | None = None
         self._skill: tuple[Floats, int] | None = None  # the running skill and how many of its steps were commanded
         self._outage_since: float | None = None
@@ -157,7 +156,7 @@ class ControlLoop:
     def step(self, reward: float | None, observation: Any, terminated: bool = False, truncated: bool = False) -> Command:
         """Report the outcome of the last command and get the next one, within the deadline.
 
-        Raises EpisodeState after the episode's end, and whatever the service refused: then, and from then on.
+        Raises EpisodeState after the episode's end, and whatever the service refused, or talking to it failed with: then, and from then on.
         """
         if self._over or self._last is None:
             raise EpisodeState("no episode is running", action="call start_episode first")
@@ -249,12 +248,12 @@ class ControlLoop:
     def _talk(self) -> None:
         before: _Tick | None = None
         while (tick := self._ticks.get()) is not None and not self._closing.is_set():
-            if tick.outcome is not None and (self._broken.is_set() or (before is not None and not _as_commanded(before))):
-                self._break(tick)
-                continue
             try:
+                if tick.outcome is not None and (self._broken.is_set() or (before is not None and not _as_commanded(before))):
+                    self._break(tick)
+                    continue
                 answer = self._deliver(tick)
-            except SkilletError as error:
+            except Exception as error:  # whatever it is: a thread that ended in silence would look like an outage for ever
                 self.error, answer = error, None
             in_time = tick.settle(answer)
             if tick.outcome is None:

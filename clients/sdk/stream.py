@@ -7,6 +7,7 @@
 import hashlib
 import socket
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -125,14 +126,16 @@ class Connection:
         subprotocols: Sequence[str] = (_PROTOCOL,),
     ) -> None:
         from websockets.client import ClientProtocol
+        from websockets.exceptions import WebSocketException
         from websockets.frames import Opcode
         from websockets.protocol import State
         from websockets.uri import parse_uri
 
         self._url, self._open, self._binary, self._close = transport.url, State.OPEN, Opcode.BINARY, Opcode.CLOSE
-        self._opcodes = (Opcode.BINARY, Opcode.CONT)
+        self._opcodes, self._refusal = (Opcode.BINARY, Opcode.CONT), WebSocketException
         url = f"ws{transport.url.removeprefix('http')}{transport.prefix}{path}"
         self._protocol = ClientProtocol(parse_uri(url), subprotocols=list(subprotocols) or None, max_size=None)  # type: ignore[arg-type]
+        self._events = deque[Any]()  # come and not yet looked at: one read may bring several messages
         self._parts: list[bytes] = []
         self._socket: socket.socket = transport.dial(timeout_s)
         request = self._protocol.connect()
@@ -156,19 +159,24 @@ class Connection:
 
     def send(self, message: bytes, stop_at: float) -> None:
         """Send a message. Raises ConnectionLost, RequestTimeout."""
-        self._protocol.send_binary(message)
+        try:
+            self._protocol.send_binary(message)
+        except self._refusal as error:  # a close came with the last reply
+            raise self._lost(request_sent=False) from error
         self._flush(stop_at)
 
     def receive(self, stop_at: float) -> bytes:
         """The next message. Raises ConnectionLost, RequestTimeout."""
         while True:
-            for event in self._protocol.events_received():
+            self._events.extend(self._protocol.events_received())
+            while self._events:
+                event = self._events.popleft()
                 opcode = getattr(event, "opcode", None)
                 if opcode is self._close:
                     raise self._lost()
                 if opcode in self._opcodes:
-                    self._parts.append(event.data)  # type: ignore[union-attr, arg-type]
-                    if event.fin:  # type: ignore[union-attr]
+                    self._parts.append(event.data)
+                    if event.fin:
                         message, self._parts = b"".join(self._parts), []
                         return message
             self._take(stop_at)
@@ -198,6 +206,7 @@ class Connection:
                 expected=f"a websocket at {_PATH}",
                 action="check the address, the token, and that the service is as new as this SDK",
             ) from failure
+        self._events.extend(events[1:])
 
     def _take(self, stop_at: float) -> None:
         """Read once, and answer a ping."""
@@ -223,10 +232,10 @@ class Connection:
         except OSError as error:  # after a timeout within a frame, too, nothing else can be sent
             raise self._lost() from error
 
-    def _lost(self) -> ConnectionLost:
+    def _lost(self, *, request_sent: bool = True) -> ConnectionLost:
         closed = self._protocol.close_rcvd
         code = f" (code {closed.code})" if closed is not None else ""
-        return ConnectionLost(f"{self._url} closed the connection{code}", action="look at the service's log", request_sent=True)
+        return ConnectionLost(f"{self._url} closed the connection{code}", action="look at the service's log", request_sent=request_sent)
 
 
 def _digest(data: bytes) -> bytes:

@@ -4,19 +4,24 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Weather:
-    """What happens to bytes. ``refuse``: connections are cut. ``silent``: nothing comes through. ``corrupt``: share with a flipped bit."""
+    """What happens to bytes. ``refuse``: connections are cut. ``silent``: nothing comes through. ``corrupt``: share with a flipped bit.
+
+    ``reply``: what the client gets in place of a piece that the service sent.
+    """
 
     refuse: bool = False
     silent: bool = False
     delay_s: float = 0.0
     cut: float = 0.0
     corrupt: float = 0.0
+    reply: Callable[[bytes], bytes] = bytes
 
 
 @dataclass
@@ -87,13 +92,15 @@ class ChaosProxy:
             server = socket.create_connection(self.target)
             with self._lock:
                 self._open |= {client, server}
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            for source, sink, replies in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self._pump, args=(source, sink, replies), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, replies: bool) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
                 weather = self.weather
+                if replies:
+                    data = weather.reply(data)
                 if weather.silent:
                     self.tally.silenced += 1
                     continue

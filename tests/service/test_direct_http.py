@@ -249,6 +249,31 @@ def test_a_redis_that_is_gone_is_told_and_found_again(wire: Wire, settings: Sett
         assert wire.post(*step(path, 1)).status == 200
 
 
+def test_a_request_that_was_on_its_way_for_longer_than_any_is_late_too(wire: Wire, short: list[str]) -> None:
+    def sent(late_ms: float) -> dict[str, str]:
+        return {"skillet_deadline_ms": "5000", "skillet_sent_ms": f"{time.monotonic() * 1000 - late_ms:.3f}"}
+
+    path = opened(wire)
+    assert wire.post(*act(path), **sent(0)).status == 200
+    for number, late_ms in enumerate((59_000, 61_000, 120_000)):
+        assert wire.post(*step(path, number), **sent(late_ms)).json()["code"] == "deadline_passed"
+        assert wire.post(*step(path, number), **sent(0)).status == 200
+    assert len(short) == 4
+
+
+def test_what_goes_around_counts_once(settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = settings.model_copy(update={"requests_per_s": 10.0})  # 20 at once
+    app, now = create_app(limited, {"tiny": tiny_networks}), time.monotonic()
+    monkeypatch.setattr(app.state.parts.doors._rates, "_clock", lambda: now)
+    with served(app, limited) as (port, _), Wire(port) as wire:
+        path = opened(wire)
+        asked, body = act(path)
+        damaged, late = {"skillet_digest": "0" * 24}, {"skillet_deadline_ms": "1e-6"}
+        tries: list[tuple[int, dict[str, str]]] = [(7, {}), (0, damaged), (0, late), (0, {})]
+        statuses = [wire.post(asked, {**body, "step": number}, **headers).status for number, headers in 5 * tries]
+    assert statuses == [*4 * [409, 400, 409, 200], 409, 400, 429, 429]
+
+
 def test_more_calls_at_once_than_the_limit_are_refused(settings: Settings, tiny_networks: Networks) -> None:
     few = settings.model_copy(update={"max_in_flight": 2})
     app = create_app(few, {"tiny": tiny_networks})

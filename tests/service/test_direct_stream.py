@@ -1,6 +1,7 @@
 """The short way of `/v1/stream`'s frames answers what the application would answer, in the order in which they came."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,6 +135,29 @@ def test_what_is_refused_gets_its_problem_and_has_no_effect(stream: ClientConnec
     assert ask(stream, act(2, deadline_ms=1e-6))["body"]["code"] == "deadline_passed"
     assert ask(stream, act(3))["body"]["replayed"] is False
     assert ask(stream, frame("act", body={"episode": 0, "step": 1, "observation": [1.0]}))["body"]["code"] == "invalid_observation"
+
+
+def test_a_frame_that_was_on_its_way_for_longer_than_any_is_late_too(stream: ClientConnection, short: list[str]) -> None:
+    def sent(late_ms: float) -> dict[str, float]:
+        return {"deadline_ms": 5000.0, "sent_ms": time.monotonic() * 1000 - late_ms}
+
+    begun(stream)
+    assert ask(stream, act(1, **sent(0)))["status"] == 200
+    for number, late_ms in enumerate((59_000, 61_000, 120_000)):
+        assert ask(stream, step(2, number, **sent(late_ms)))["body"]["code"] == "deadline_passed"
+        assert ask(stream, step(3, number, **sent(0)))["status"] == 200
+    assert len(short) == 4
+
+
+def test_a_frame_that_goes_around_counts_once(settings: Settings, tiny_networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = settings.model_copy(update={"requests_per_s": 10.0})  # 20 at once
+    app, now = create_app(limited, {"tiny": tiny_networks}), time.monotonic()
+    monkeypatch.setattr(app.state.parts.doors._rates, "_clock", lambda: now)
+    with served(app, limited) as (port, _), connect(f"ws://127.0.0.1:{port}/v1/stream", compression=None) as stream:
+        begun(stream)  # after the handshake two more
+        tries = [act(1, 7), act(2, deadline_ms=1e-6), act(3)]
+        statuses = [ask(stream, data)["status"] for data in 6 * tries]
+    assert statuses == [*5 * [409, 409, 200], 409, 409, 429]
 
 
 def test_a_session_that_was_changed_or_closed_elsewhere_is_read_again(stream: ClientConnection, long_api: TestClient) -> None:

@@ -98,6 +98,25 @@ def test_a_head_that_is_too_large_is_told_so(service: RunningService) -> None:
     assert b'"code":"headers_too_large"' in answer
 
 
+@pytest.mark.parametrize("body", [0, 300_000])
+def test_a_head_that_comes_with_its_end_may_have_as_much_as_one_that_comes_bit_by_bit(body: int) -> None:
+    def status(size: int) -> bytes:
+        head = HEAD + b"content-length: %d\r\nx-long: " % body
+        head += b"x" * (size - len(head) - 4) + b"\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(head + bytes(body))
+            first = connection.recv(12)
+            if first.endswith(b"200"):
+                connection.sendall(b"GET / HTTP/1.1\r\n\r\n")  # the connection is fit for another
+                connection.shutdown(socket.SHUT_WR)
+                rest = b"".join(iter(lambda: connection.recv(65536), b""))
+                assert rest.count(b"HTTP/1.1 200") == 1
+        return first[-3:]
+
+    with bare_server() as port:
+        assert [status(size) for size in (1000, MAX_HEAD_BYTES, MAX_HEAD_BYTES + 1, 70_000, 300_000)] == [b"200", b"200", *3 * [b"431"]]
+
+
 @pytest.mark.parametrize(
     "data", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", HEAD + b"content-length: x\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00"]
 )

@@ -224,6 +224,20 @@ def test_a_service_that_is_silent_or_slow_never_holds_a_command_up(client, proxy
     run.check()
 
 
+def test_what_the_worker_fails_with_is_raised_and_not_taken_for_an_outage(client, monkeypatch):
+    def fails(*arguments, **options):
+        raise ZeroDivisionError("a fault in the SDK")
+
+    run, loop = drive(client, OutageLadder(STOP, hold_s=60.0))
+    with loop:
+        run.step(2)
+        monkeypatch.setattr(loop._session, "step", fails)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                run.step()
+        assert loop._thread.is_alive()
+
+
 def test_no_damaged_number_reaches_the_robot(client, proxy):
     expected, posterior = undisturbed(client, 60)
     session = client.open_session(seed=7)

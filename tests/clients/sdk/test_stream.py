@@ -1,5 +1,7 @@
 """The SDK over `/v1/stream`, against a running service, on good and bad links."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,41 @@ def test_a_reply_that_comes_after_its_budget_is_not_taken_for_the_next_one(conne
         proxy.clear()
         assert session.step(0.0, observation(1), False, False).step == 1
         assert session.step(0.0, observation(2), False, False).step == 2
+
+
+def test_a_late_reply_and_the_one_to_its_repetition_may_come_in_one_piece(connect, service):
+    with ChaosProxy(("127.0.0.1", service.pool.port)) as proxy:
+        session = connect(proxy.url, stream=True, timeout_s=5.0, retry_for_s=0).open_session()
+        session.start_episode()
+        session.act(observation(0))
+        held, has_come = [], threading.Event()
+
+        def hold(data):
+            held.append(data)
+            has_come.set()
+            return b""
+
+        proxy.weather.reply = hold
+        with pytest.raises(errors.RequestTimeout):
+            session.step(0.0, observation(1), False, False, budget_s=0.05)
+        assert has_come.wait(20)
+        proxy.weather.reply = lambda data: b"".join((*held, data))
+        assert session.step(0.0, observation(1), False, False).step == 1
+        proxy.clear()
+        assert session.step(0.0, observation(2), False, False).step == 2
+
+
+def test_a_connection_that_is_closed_with_its_first_reply_is_made_again(connect, service):
+    closes = [b"\x88\x02\x03\xf4"]  # 1012: the service restarts
+
+    def closed(data):
+        return data + closes.pop() if data[:1] == b"\x82" and closes else data
+
+    with ChaosProxy(("127.0.0.1", service.pool.port)) as proxy, connect(proxy.url, stream=True).open_session() as session:
+        proxy.weather.reply = closed
+        session.start_episode()
+        assert not closes
+        assert session.act(observation(0)).step == 0
 
 
 def test_batches_late_rewards_and_the_end_of_an_episode_go_over_the_stream(connect, url):
