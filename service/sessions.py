@@ -75,8 +75,8 @@ class SessionStore:
         self._decoder = msgspec.msgpack.Decoder(Session)
         self._saved: dict[str, tuple[bytes, int]] = {}  # by session id, oldest first: bytes and current version as last saved here
 
-    def create(self, session: Session) -> Loaded:
-        """Store a new session; one of this id that is there already stays as it is."""
+    def create(self, session: Session) -> tuple[Loaded, bool]:
+        """Store a new session; one of this id that is there already stays as it is. Also says whether it was new."""
         keys, raw = SessionKeys(session.session_id), self._encoder.encode(session)
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hsetnx(keys.session, "body", cast(str, raw))
@@ -85,8 +85,8 @@ class SessionStore:
             pipe.set(keys.known, "open", px=_ms(session.ttl_s) + KNOWN_EXTRA_MS)
             pipe.zadd(SESSIONS, {session.session_id: 0})
             pipe.zadd(owned(owner_of(session.session_id)), {session.session_id: 0})
-            pipe.execute()
-        return Loaded(session, keys, raw, 0)
+            new = bool(pipe.execute()[0])
+        return Loaded(session, keys, raw, 0), new
 
     def load(self, session_id: str) -> Loaded:
         """Read a session. Raises UnknownSession, SessionClosed or SessionExpired."""
