@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import gc
 import json
+import logging
 import math
 import os
 import signal
@@ -31,6 +32,7 @@ from service.logs import set_up_logs
 from service.settings import Settings
 from training.contract.errors import SkilletError
 
+_log = logging.getLogger(__name__)
 _KEEP_ALIVE_S: Final = 60  # a control loop may pause between two episodes
 _LOOK_S: Final = 0.01  # between two looks for a free slot, of which there may be several
 
@@ -41,19 +43,23 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, _stop)
     parser = argparse.ArgumentParser("python -m service.api_worker")
     parser.add_argument("--listen-fd", type=int, required=True, help="the listening socket")
-    parser.add_argument("--report-fd", type=int, required=True, help="where to write one line, once loaded")
+    parser.add_argument("--report-fd", type=int, help="where to write one line, once loaded or when that fails; without it, the log")
+    parser.add_argument("--digest", dest="digests", action="append", default=[], help="that a bundle must have, in the settings' order")
     parser.add_argument("--slots", type=Path, required=True, help="folder with one lock file for each process that shall serve")
     options = parser.parse_args(arguments)
     settings = Settings(**json.loads(sys.stdin.read()))
     set_up_logs(settings.log_format, settings.log_level)
-    with os.fdopen(options.report_fd, "w") as report:
-        try:
-            bundles = load_bundles(settings)
-            app = create_app(settings, bundles)
-        except SkilletError as error:
-            report.write(json.dumps({"error": str(error)}) + "\n")
-            return 2
-        report.write(json.dumps({"bundles": {name: found.digest for name, found in bundles.items()}}) + "\n")
+    try:
+        bundles = load_bundles(settings, options.digests)
+        app = create_app(settings, bundles)
+    except SkilletError as error:
+        if options.report_fd is None:
+            _log.error("this API process cannot start: %s", error)
+        else:
+            _report(options.report_fd, {"error": str(error)})
+        return 2
+    if options.report_fd is not None:
+        _report(options.report_fd, {"bundles": {name: found.digest for name, found in bundles.items()}})
     gc.collect()
     gc.freeze()  # what was loaded stays: the collector need not look through it in the middle of a step
     slot = _await_slot(options.slots)
@@ -96,6 +102,11 @@ class Server(uvicorn.Server):
         self._app.state.stopping = True
         self._hand_over()
         super().handle_exit(sig, frame)
+
+
+def _report(fd: int, said: dict[str, Any]) -> None:
+    with os.fdopen(fd, "w") as report:
+        report.write(json.dumps(said) + "\n")
 
 
 def _await_slot(folder: Path) -> IO[bytes]:

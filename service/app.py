@@ -1,8 +1,9 @@
 """Assembles the API: `create_app(settings)`."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 from fastapi import FastAPI
@@ -107,17 +108,23 @@ def _add_middleware(app: FastAPI, settings: Settings, parts: Parts) -> None:
         app.add_middleware(Tracing, provider=open_provider())
 
 
-def load_bundles(settings: Settings) -> dict[str, Networks]:
-    """Check and load the bundles by name.
+def load_bundles(settings: Settings, digests: Sequence[str] = ()) -> dict[str, Networks]:
+    """Check and load the bundles by name; with ``digests``, in the order of the settings, each must have its own.
 
-    Raises BundleError, KeyFileError, or StartupError for none or two of one name.
+    Raises BundleError, KeyFileError, or StartupError for none, two of one name or another digest.
     """
     if not settings.bundles:
         raise StartupError("no bundle to serve: pass --bundle DIR, for example --bundle bundles/maze")
     found: dict[str, Networks] = {}
     keys = [PublicKey.read(file) for file in settings.bundle_keys]
-    for path in settings.bundles:
-        networks = Networks(Bundle.load(path, keys), envelope=settings.envelope)
+    for path, digest in zip(settings.bundles, digests or repeat(None), strict=bool(digests)):
+        bundle = Bundle.load(path, keys)
+        if digest is not None and bundle.manifest.digest != digest:
+            raise StartupError(
+                f"the bundle at {path} is another than the service started with: its digest is {bundle.manifest.digest[:12]}, it was "
+                f"{digest[:12]}; restart the service to serve what is there now, or put the old bundle back"
+            )
+        networks = Networks(bundle, envelope=settings.envelope)
         name = networks.bundle.manifest.name
         if name in found:
             raise StartupError(f"two bundles are named {name}: {found[name].bundle.path} and {path}; serve one of them")

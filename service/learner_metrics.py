@@ -21,7 +21,7 @@ class LearnerMetrics(Collector):
 
     def describe(self) -> Iterator[Metric]:
         """The names, without reading anything."""
-        return iter([*_totals({}), *_queue(None)])
+        return iter([*_totals(None), *_queue(None)])
 
     def collect(self) -> Iterator[Metric]:
         """The values."""
@@ -29,19 +29,24 @@ class LearnerMetrics(Collector):
             totals, backlog = self._versions.counters(), self._jobs.backlog()
         except RedisError as error:
             _log.warning("metrics without those of learners: Redis does not answer (%s)", type(error).__name__)
-            totals, backlog = {}, None
+            totals, backlog = None, None
         yield from _totals(totals)
         yield from _queue(backlog)
 
 
-def _totals(found: dict[str, float]) -> Iterator[Metric]:
+def _totals(found: dict[str, float] | None) -> Iterator[Metric]:
     versions = CounterMetricFamily("skillet_versions", "Policy versions made by learners, by result", labels=["result"])
-    for result in ("published", "rejected"):
-        versions.add_metric([result], found.get(f"versions_{result}", 0))
+    if found is not None:
+        for result in ("published", "rejected"):
+            versions.add_metric([result], found.get(f"versions_{result}", 0))
     yield versions
-    yield CounterMetricFamily("skillet_learner_updates", "Gradient steps made", value=found.get("updates", 0))
-    yield CounterMetricFamily("skillet_learner_update_seconds", "Time spent on gradient steps", value=found.get("update_seconds", 0))
-    yield CounterMetricFamily("skillet_learner_failures", "Sessions whose fine-tuning failed", value=found.get("failures", 0))
+    counters = {
+        "updates": ("skillet_learner_updates", "Gradient steps made"),
+        "update_seconds": ("skillet_learner_update_seconds", "Time spent on gradient steps"),
+        "failures": ("skillet_learner_failures", "Sessions whose fine-tuning failed"),
+    }
+    for field, (name, text) in counters.items():
+        yield CounterMetricFamily(name, text, value=None if found is None else found.get(field, 0))
 
 
 def _queue(backlog: Backlog | None) -> Iterator[Metric]:

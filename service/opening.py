@@ -21,13 +21,9 @@ def create(parts: Parts, wanted: schemas.OpenSession, key: str | None, caller: C
     """
     session = _new_session(wanted, find_bundle(parts, next(iter(parts.bundles)) if wanted.bundle is None else wanted.bundle), caller.owner)
     if key is None:
-        parts.session_cap.admit(caller.owner, has_token=caller.token_id is not None)
-        loaded = parts.store.create(session)
-    else:
-        session.session_id = parts.created.claim(key, encode(wanted), session.session_id)
-        loaded = _create_once(parts, session, caller)
-    parts.metrics.sessions.inc()
-    return loaded
+        return _create(parts, session, caller)
+    session.session_id = parts.created.claim(key, encode(wanted), session.session_id)
+    return _create_once(parts, session, caller)
 
 
 def _create_once(parts: Parts, session: Session, caller: Caller) -> Loaded:
@@ -35,9 +31,16 @@ def _create_once(parts: Parts, session: Session, caller: Caller) -> Loaded:
     try:
         return parts.store.load(session.session_id)
     except UnknownSession:
-        parts.session_cap.admit(caller.owner, has_token=caller.token_id is not None)
-        parts.store.create(session)
+        _create(parts, session, caller)
         return parts.store.load(session.session_id)
+
+
+def _create(parts: Parts, session: Session, caller: Caller) -> Loaded:
+    parts.session_cap.admit(caller.owner, has_token=caller.token_id is not None)
+    loaded, new = parts.store.create(session)
+    if new:  # not so for a repetition that came while the first request was at work
+        parts.metrics.sessions.inc()
+    return loaded
 
 
 def _new_session(wanted: schemas.OpenSession, networks: Networks, owner: str) -> Session:

@@ -1,16 +1,19 @@
 """What is served, and whether it is well."""
 
 import asyncio
+import logging
 
 from fastapi import APIRouter, Request, Response
 
 from service import schemas, views
-from service.errors import UnknownBundle
+from service.errors import Unavailable, UnknownBundle
 from service.openapi import documented
 from service.parts import find_bundle, parts_of
 from service.wire import reply
+from training.contract.errors import BundleError
 from training.contract.spec import MANIFEST
 
+_log = logging.getLogger(__name__)
 bundles = APIRouter(prefix="/v1/bundles", tags=["bundles"], default_response_class=Response)
 operation = APIRouter(tags=["operation"], default_response_class=Response)
 
@@ -42,7 +45,15 @@ async def read_bundle_file(request: Request, name: str, file: str) -> Response:
     etag = f'"{entry.sha256}"'
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"etag": etag})
-    data = await asyncio.to_thread(bundle.read, file)
+    try:
+        data = await asyncio.to_thread(bundle.read, file)
+    except (BundleError, OSError) as error:
+        _log.error("a bundle changed on disk since it was loaded: %s", error)
+        raise Unavailable(
+            f"the file {file} of bundle {name} changed on disk since the service loaded it",
+            expected=f"SHA-256 {entry.sha256}",
+            action="Restart the service to serve what is there now, or put the old bundle back.",
+        ) from error
     return Response(data, media_type="application/octet-stream", headers={"etag": etag})
 
 

@@ -41,8 +41,8 @@ if #KEYS == 2 then return 1 end
 if ARGV[5] ~= '' then redis.call('APPEND', KEYS[3], ARGV[5]) end
 if ARGV[6] ~= '' then redis.call('RPUSH', KEYS[4], ARGV[6]) end
 if ARGV[7] ~= '' then
-  for i = 1, #KEYS - 1 do redis.call('PEXPIREAT', KEYS[i], ARGV[7]) end
-  redis.call('PEXPIREAT', KEYS[#KEYS], ARGV[8])
+  for i = 1, #KEYS - 1 do redis.call('PEXPIRE', KEYS[i], ARGV[7]) end
+  redis.call('PEXPIRE', KEYS[#KEYS], ARGV[8])
 elseif ARGV[5] ~= '' or ARGV[6] ~= '' then
   local left = redis.call('PTTL', KEYS[1])
   redis.call('PEXPIRE', KEYS[3], left)
@@ -80,18 +80,18 @@ class SessionStore:
         """Whether Redis would take what a session brings: a full disk or memory, and a replica, answer a ping."""
         self._write_nothing(keys=[WRITABLE])
 
-    def create(self, session: Session) -> Loaded:
-        """Store a new session; one of this id that is there already stays as it is."""
+    def create(self, session: Session) -> tuple[Loaded, bool]:
+        """Store a new session; one of this id that is there already stays as it is. Also says whether it was new."""
         keys, raw = SessionKeys(session.session_id), self._encoder.encode(session)
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hsetnx(keys.session, "body", cast(str, raw))
             pipe.hsetnx(keys.session, "current", "0")
-            pipe.pexpireat(keys.session, _ms(session.expires_at))
-            pipe.set(keys.known, "open", pxat=_ms(session.expires_at) + KNOWN_EXTRA_MS)
+            pipe.pexpire(keys.session, _ms(session.ttl_s))  # from now on by Redis's clock, whatever this machine's says
+            pipe.set(keys.known, "open", px=_ms(session.ttl_s) + KNOWN_EXTRA_MS)
             pipe.zadd(SESSIONS, {session.session_id: 0})
             pipe.zadd(owned(owner_of(session.session_id)), {session.session_id: 0})
-            pipe.execute()
-        return Loaded(session, keys, raw, 0)
+            new = bool(pipe.execute()[0])
+        return Loaded(session, keys, raw, 0), new
 
     def load(self, session_id: str) -> Loaded:
         """Read a session. Raises UnknownSession, SessionClosed or SessionExpired."""
@@ -149,20 +149,21 @@ class SessionStore:
     def _call(self, loaded: Loaded, changes: Changes) -> "_SaveCall | None":
         """Keys and arguments of the script that saves a session; None when nothing is to be saved."""
         session, now = loaded.session, time.time()
-        expiry = known_expiry = b""
-        if session.expires_at - now < _REFRESH_SHARE * session.ttl_s:
+        lives = known_lives = b""
+        left_s = session.expires_at - now
+        if not _REFRESH_SHARE * session.ttl_s <= left_s <= session.ttl_s:  # more is left only by the clock of another machine
             session.expires_at = now + session.ttl_s
-            expiry, known_expiry = b"%d" % _ms(session.expires_at), b"%d" % (_ms(session.expires_at) + KNOWN_EXTRA_MS)
+            lives, known_lives = b"%d" % _ms(session.ttl_s), b"%d" % (_ms(session.ttl_s) + KNOWN_EXTRA_MS)
         body = self._encoder.encode(session)
         if body == loaded.raw:
             return None
         keys: Sequence[str] = loaded.keys.written
         args: list[int | bytes] = [loaded.raw, loaded.current_version, body, pack(changes.events)]
-        if expiry or changes.rows or changes.episode is not None or changes.late_rewards:
+        if lives or changes.rows or changes.episode is not None or changes.late_rewards:
             keys = [*loaded.keys.lasting, loaded.keys.known]
             record = msgspec.json.encode(changes.episode) if changes.episode else b""
             rows = b"".join(pack_rows(row) for row in changes.rows)
-            args += [rows, record, expiry, known_expiry, *self._with_late_rewards(loaded.keys, changes)]
+            args += [rows, record, lives, known_lives, *self._with_late_rewards(loaded.keys, changes)]
         return keys, args
 
     def _saved_as(self, loaded: Loaded, call: "_SaveCall") -> None:

@@ -90,7 +90,7 @@ def settings_of(arguments: list[str] | None) -> Settings:
 
 def _serve(settings: Settings, stack: ExitStack) -> None:
     check_tls(settings)
-    _check_bundles(settings)
+    digests = _check_bundles(settings)
     listener = stack.enter_context(_listen(settings))
     redis_url = settings.redis_url or _start_redis(settings, stack)
     settings = settings.model_copy(update={"redis_url": redis_url})
@@ -98,21 +98,23 @@ def _serve(settings: Settings, stack: ExitStack) -> None:
     learners: list[Supervised] = []
     stack.callback(stop_all, learners)
     for index in range(settings.learners):
-        learners.append(_learner(settings, redis_url, index))
+        learners.append(_learner(settings, digests, redis_url, index))
         learners[-1].start()
     stack.enter_context(Reaper(stack.enter_context(connect(redis_url, settings.redis_timeout_s)), settings.reap_interval_s))
-    bundles = _start_workers(settings, listener, stack)
+    bundles = _start_workers(settings, digests, listener, stack)
     print(_ready_line(settings, listener, bundles, learners), flush=True)
     threading.Event().wait()  # until a signal raises SystemExit
 
 
-def _check_bundles(settings: Settings) -> None:
-    """Before anything is started. The API processes check what the graphs answer."""
+def _check_bundles(settings: Settings) -> list[str]:
+    """Before anything is started. The API processes check what the graphs answer.
+
+    Returns the digests, in order. No process serves another: one that starts again later might find that its bundle was replaced.
+    """
     if not settings.bundles:
         raise StartupError("no bundle to serve: pass --bundle DIR, for example --bundle bundles/maze")
     keys = [PublicKey.read(file) for file in settings.bundle_keys]
-    for path in settings.bundles:
-        Bundle.load(path, keys)
+    return [Bundle.load(path, keys).manifest.digest for path in settings.bundles]
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -158,18 +160,18 @@ def _check_strict(client: "Redis") -> None:
         raise StartupError(f"SKILLET_DURABILITY=strict needs a Redis with appendonly yes and appendfsync always, this one has {found}")
 
 
-def _start_workers(settings: Settings, listener: socket.socket, stack: ExitStack) -> dict[str, str]:
+def _start_workers(settings: Settings, digests: list[str], listener: socket.socket, stack: ExitStack) -> dict[str, str]:
     """Start the API processes, and wait until the first has loaded. Returns the bundles' digests by name."""
     slots = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skillet-slots-")))
     for index in range(settings.workers):
         (slots / str(index)).touch()
     metrics = stack.enter_context(tempfile.TemporaryDirectory(prefix="skillet-metrics-"))
-    first = _ApiProcess(settings, listener, slots, metrics)
+    first = _ApiProcess(settings, digests, listener, slots, metrics)
     workers: list[Supervised] = []
     stack.callback(stop_all, workers)
     stack.callback(listener.close)  # first of all: new connections are refused while the API processes finish what they have
     for index in range(settings.workers + settings.standby_workers):
-        process = first if index == 0 else _ApiProcess(settings, listener, slots, metrics)
+        process = first if index == 0 else _ApiProcess(settings, digests, listener, slots, metrics)
         workers.append(Supervised(f"API process {index}", process.spawn))
         workers[-1].start()
     return first.bundles()
@@ -178,25 +180,32 @@ def _start_workers(settings: Settings, listener: socket.socket, stack: ExitStack
 class _ApiProcess:
     """Makes API processes, and reads what the first of them reports."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, slots: Path, metrics: str) -> None:
-        self._settings, self._listener, self._slots = settings, listener, slots
+    def __init__(self, settings: Settings, digests: list[str], listener: socket.socket, slots: Path, metrics: str) -> None:
+        self._settings, self._listener = settings, listener
+        self._command = [sys.executable, "-m", "service.api_worker", "--slots", str(slots), "--listen-fd", str(listener.fileno())]
+        for digest in digests:
+            self._command += ["--digest", digest]
         self._environment = {**os.environ, METRICS_DIR: metrics}
         self._report: int | None = None
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start one."""
-        if self._report is None:
-            self._report, writing = os.pipe()
-        else:  # started again: nobody waits for its report
-            writing = os.open(os.devnull, os.O_WRONLY)
-        fds = {"--listen-fd": self._listener.fileno(), "--report-fd": writing}
-        command = [sys.executable, "-m", "service.api_worker", "--slots", str(self._slots)]
-        for name, fd in fds.items():
-            command += [name, str(fd)]
+        if self._report is not None:  # started again: nobody waits for its report
+            return self._spawn([])
+        self._report, writing = os.pipe()
+        try:
+            return self._spawn(["--report-fd", str(writing)], writing)
+        finally:
+            os.close(writing)
+
+    def _spawn(self, options: list[str], *fds: int) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            bound(command), stdin=subprocess.PIPE, pass_fds=list(fds.values()), env=self._environment, start_new_session=True
+            bound([*self._command, *options]),
+            stdin=subprocess.PIPE,
+            pass_fds=[self._listener.fileno(), *fds],
+            env=self._environment,
+            start_new_session=True,
         )
-        os.close(writing)
         assert process.stdin is not None
         with process.stdin as settings:
             settings.write(self._settings.model_dump_json().encode())
@@ -213,11 +222,11 @@ class _ApiProcess:
         return dict(found["bundles"])
 
 
-def _learner(settings: Settings, redis_url: str, index: int) -> Supervised:
+def _learner(settings: Settings, digests: list[str], redis_url: str, index: int) -> Supervised:
     name = f"{socket.gethostname()}-{os.getpid()}-{index}"
     command = [sys.executable, "-m", "service.worker", "--name", name]
-    for bundle in settings.bundles:
-        command += ["--bundle", str(bundle)]
+    for bundle, digest in zip(settings.bundles, digests, strict=True):
+        command += ["--bundle", str(bundle), "--digest", digest]
     for key in settings.bundle_keys:
         command += ["--bundle-key", str(key)]
     environment = {**os.environ, "SKILLET_REDIS_URL": redis_url, "OMP_NUM_THREADS": "1"}

@@ -23,6 +23,7 @@ NOBODY: Final = "0" * 10
 """The owner of sessions that were opened without a token."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MAX_LIFETIME_S: Final = 100 * 365 * 86400  # as in schemas.CreateToken
 _TOKEN: Final = re.compile(r"skillet_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 
 
@@ -63,9 +64,16 @@ class TokenStore:
     def create(self, role: Role, name: str, lifetime_s: float | None = None) -> tuple[Token, str]:
         """Make a token. Returns its record, and the token itself, which is kept nowhere.
 
-        Raises InvalidRequest for a name that cannot be used, or that stands for another role already.
+        Raises InvalidRequest for a name that cannot be used, or that stands for another role already, and for a lifetime out of range.
         """
         self._check_name(role, name)
+        if lifetime_s is not None and not 0 < lifetime_s <= _MAX_LIFETIME_S:  # nor is it so with a NaN
+            raise InvalidRequest(
+                f"a token cannot be valid for {lifetime_s / 86400:g} days",
+                expected=f"more than 0 days, at most {_MAX_LIFETIME_S // 86400}",
+                received=str(lifetime_s),
+                action=f"Choose more than 0 and at most {_MAX_LIFETIME_S // 86400} days, or no end at all.",
+            )
         now, token_id = time.time(), secrets.token_hex(4)
         text = f"skillet_{token_id}_{secrets.token_urlsafe(32)}"
         token = Token(token_id, name, role, _digest(text), now, None if lifetime_s is None else now + lifetime_s)

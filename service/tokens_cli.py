@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     create = commands.add_parser("create", parents=[redis], help="make a token and print it, this once")
     create.add_argument("--role", type=Role, choices=list(Role), required=True, help="docs/security.md says which may do what")
     create.add_argument("--name", required=True, help="of the robot or person; tokens of one name own the same sessions")
-    create.add_argument("--days", type=float, help="how long it is valid; default: until it is revoked")
+    create.add_argument("--days", type=float, help="how long it is valid, 36500 at most; default: until it is revoked")
     commands.add_parser("ls", parents=[redis], help="list the tokens, without their secrets")
     revoke = commands.add_parser("revoke", parents=[redis], help="let a token open nothing any more")
     revoke.add_argument("token_id", help="as ls shows it")

@@ -260,6 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bundle", dest="bundles", action="append", type=Path, help="bundle directory; may be given again")
     parser.add_argument("--name", default=f"{socket.gethostname()}-{os.getpid()}", help="must differ between learners")
     parser.add_argument("--bundle-key", dest="bundle_keys", action="append", type=Path, help="as of the service; may be given again")
+    parser.add_argument("--digest", dest="digests", action="append", default=[], help="that a bundle must have, in the bundles' order")
     options = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -271,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
         if settings.redis_url is None:
             raise StartupError("a learner needs the Redis of its service: set SKILLET_REDIS_URL")
         with connect(settings.redis_url, settings.redis_timeout_s) as redis:
-            worker = Worker(settings, options.name, redis, load_bundles(settings))
+            worker = Worker(settings, options.name, redis, load_bundles(settings, options.digests))
             _stand_back()  # not before: on a busy machine starting would take minutes
             worker.run(stop)
     except SkilletError as error:

@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 
 from service import schemas
 from service.keys import creation
-from service.sessions import new_session_id
+from service.session_state import Loaded
+from service.sessions import new_session_id, unknown_session
 from service.tokens import NOBODY
 from service.wire import encode
 from tests.conftest import Driver, state
+from tests.service.test_reaper import metric
 
 
 def test_opening_a_session_again_with_its_key_opens_no_second_one(api: TestClient) -> None:
@@ -24,6 +27,27 @@ def test_opening_a_session_again_with_its_key_opens_no_second_one(api: TestClien
     assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
     bad = opened("x" * 201)
     assert (bad.status_code, bad.json()["code"]) == (422, "invalid_request")
+
+
+def test_a_session_that_is_opened_again_with_its_key_counts_once(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(**headers: str) -> float:
+        Driver.ok(api.post("/v1/sessions", headers=headers), 201)
+        return metric(api.get("/metrics").text, "skillet_sessions_opened_total")
+
+    assert [opened(**{"idempotency-key": "a"}) for _ in range(3)] == [1, 1, 1]
+    assert [opened(), opened(), opened(**{"idempotency-key": "b"})] == [2, 3, 4]
+    store = api.app.state.parts.store
+    loads = iter([unknown_session("0" * 32)])  # a repetition that looks before the first request has stored the session
+    load = store.load
+    with monkeypatch.context() as patch:
+
+        def load_late(session_id: str) -> Loaded:
+            for error in loads:
+                raise error
+            return load(session_id)
+
+        patch.setattr(store, "load", load_late)
+        assert opened(**{"idempotency-key": "b"}) == 4
 
 
 def test_a_session_whose_creator_died_before_it_was_made_is_made_by_the_repetition(api: TestClient) -> None:

@@ -5,6 +5,7 @@ import time
 import pytest
 from fastapi.testclient import TestClient
 
+from service.keys import KNOWN_EXTRA_MS, SessionKeys
 from tests.conftest import Driver
 
 
@@ -83,6 +84,23 @@ def test_requests_keep_a_session_alive(api: TestClient) -> None:
     time.sleep(0.5)
     driver.start()
     assert redis.pttl(key) > 1900
+
+
+@pytest.mark.parametrize("off_s", [-120.0, 7200.0])
+def test_a_session_lives_for_its_time_whatever_the_clock_of_the_machine_that_serves_it(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, off_s: float
+) -> None:
+    redis, right = api.app.state.parts.store.redis, time.time
+    served_before = Driver(api, ttl_s=60)
+    monkeypatch.setattr(time, "time", lambda: right() + off_s)
+    for driver in (Driver(api, ttl_s=60), served_before):
+        keys = SessionKeys(driver.session["session_id"])
+        assert 50_000 < redis.pttl(keys.session) <= 60_000
+        redis.pexpire(keys.session, 20_000)
+        monkeypatch.setattr(time, "time", lambda: right() + off_s + 20)  # so that the time to live is written anew
+        driver.start()
+        assert 50_000 < redis.pttl(keys.session) <= 60_000
+        assert 50_000 < redis.pttl(keys.known) - KNOWN_EXTRA_MS <= 60_000
 
 
 def test_bundles_are_described_and_their_files_served(api: TestClient, tiny_bundle) -> None:

@@ -1,5 +1,6 @@
 """Redis goes away and comes back: requests fail at once and clearly, and go on where they were."""
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.keys import COUNTERS
 from service.open_redis import redis_of
 from service.policies import Networks
 from service.redis_server import EmbeddedRedis
@@ -125,6 +127,29 @@ def test_while_redis_hangs_requests_do_not_wait_for_it_one_after_the_other(tiny_
             assert driver.step(0, 0, state(0, 1))["step"] == 1
     finally:
         process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(10)
+        server.close()
+
+
+def test_totals_that_are_in_redis_have_no_value_while_it_is_away_rather_than_0(tiny_networks: Networks, tmp_path: Path) -> None:
+    server = EmbeddedRedis(tmp_path)
+    process = server.spawn()
+    try:
+        with TestClient(create_app(Settings(redis_url=server.url), {"tiny": tiny_networks})) as api:
+
+            def read() -> list[str]:
+                """Samples of what is in Redis."""
+                answer = api.get("/metrics")
+                assert answer.status_code == 200
+                return [line for line in answer.text.splitlines() if re.match("skillet_(versions|learner|jobs|sessions|reaper)", line)]
+
+            api.app.state.parts.store.redis.hset(COUNTERS, mapping={"versions_published": 7, "updates": 1000})
+            assert {'skillet_versions_total{result="published"} 7.0', "skillet_learner_updates_total 1000.0"} <= set(read())
+            process.terminate()
+            process.wait(10)
+            assert [line for line in read() if not line.startswith("skillet_sessions_opened_")] == []
+    finally:
         process.terminate()
         process.wait(10)
         server.close()

@@ -204,6 +204,23 @@ def test_an_admin_makes_lists_and_revokes_tokens_over_http(api: TestClient) -> N
     assert api.post("/v1/tokens", json={"role": "king", "name": "arm"}, headers=admin).status_code == 422
 
 
+@pytest.mark.parametrize("days", ["4000000", "1e300", "nan", "inf", "0", "-1", "36500.1"])
+def test_a_lifetime_that_no_token_can_have_is_refused_in_one_line(
+    settings: Settings, tokens: TokenStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], days: str
+) -> None:
+    from service.tokens_cli import main
+
+    monkeypatch.setenv("SKILLET_REDIS_URL", str(settings.redis_url))
+    assert main(["create", "--role", "robot", "--name", "arm", f"--days={days}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == f"skillet: a token cannot be valid for {float(days):g} days; Choose more than 0 and at most 36500 days, or no end at all."
+    )
+    assert tokens.all() == []
+    assert main(["create", "--role", "robot", "--name", "arm", "--days", "36500"]) == 0
+    assert main(["ls"]) == 0
+
+
 HERE = ("127.0.0.1", "127.8.0.1", "::1", "localhost")
 ELSEWHERE = ("0.0.0.0", "::", "192.0.2.1", "", "localhost.example")
 
