@@ -36,6 +36,7 @@ def call(case: schemathesis.Case, counted: Counter[str]) -> schemathesis.Respons
 
 def test_no_chain_of_calls_along_the_links_meets_a_server_error(app: FastAPI, counted: Counter[str]) -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+    schema.config.generation.update(modes=[GenerationMode.POSITIVE])  # most sessions open: what does not fit comes in the other test
     reached: Counter[str] = Counter()  # calls on a session that is there, which only the links lead to
 
     class Chains(schema.as_state_machine()):  # type: ignore[misc]
